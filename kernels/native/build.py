@@ -1,0 +1,136 @@
+"""Compile the native CPU library on torch's stable ABI.
+
+Used by setup.py while the package is installed and by ``python -m snn_core.kernels.native.build`` afterwards (when a
+compiler was added later). It imports neither torch nor the rest of the package: it only needs torch's headers.
+
+One source is compiled once per instruction set (see ``INSTRUCTION_SETS``); the library picks a body at run time. It
+links nothing of Python, so one binary serves every Python version, and through the stable ABI every torch from 2.11.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+KERNELS = Path(__file__).resolve().parent.parent
+LIBRARY_NAME = "_cpu.so"
+LIBRARY_PATH = Path(__file__).resolve().parent / LIBRARY_NAME
+
+#: Compiled once, for every machine of the architecture.
+COMMON_SOURCES = ("native/cpu_features.cpp", "lif/lif.cpp")
+#: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace.
+PER_ISA_SOURCES = ("lif/lif_rows.cpp",)
+#: Namespace -> compiler flags. ``baseline`` exists everywhere; the others on x86-64 only.
+INSTRUCTION_SETS = {
+    "baseline": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": (
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c",
+        "-mprefer-vector-width=512",
+    ),
+}  # fmt: skip
+#: ``-ffp-contract=off``: every instruction set must round alike, so fused operations are written out where wanted.
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
+         "-fno-trapping-math", "-Wall", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
+
+
+class BuildError(RuntimeError):
+    """The native library could not be built; the message says what is missing or what the compiler printed."""
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler to use: ``$CXX``, else g++, clang++ or c++ on the path; None where there is none."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and (found := shutil.which(name.split()[0])):
+            return found
+    return None
+
+
+def find_torch_include() -> Path | None:
+    """The folder of torch's headers, or None.
+
+    An isolated build has no torch on its path, but the environment that is being installed into may have it, and its
+    headers are what counts: that environment's site-packages is looked at too.
+    """
+    candidates = []
+    specification = importlib.util.find_spec("torch")
+    if specification is not None and specification.origin:
+        candidates.append(Path(specification.origin).parent)
+    candidates.append(Path(sysconfig.get_path("purelib")) / "torch")
+    for torch_folder in candidates:
+        if (torch_folder / "include/torch/csrc/stable/library.h").is_file():
+            return torch_folder / "include"
+    return None
+
+
+def instruction_sets() -> dict[str, tuple[str, ...]]:
+    """The instruction sets compiled on this architecture."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return INSTRUCTION_SETS
+    return {"baseline": ()}
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{result.stderr[-4000:]}")
+
+
+def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> Path:
+    """Compile and link the library to ``output`` (replaced in one step).
+
+    Args:
+        output: where the shared library goes.
+        extra_flags: added to every compile and link command (sanitizers, for example).
+
+    Raises:
+        BuildError: no compiler, no torch headers, or the compiler failed.
+    """
+    compiler, include = find_compiler(), find_torch_include()
+    if compiler is None:
+        raise BuildError("no C++ compiler found (looked for $CXX, g++, clang++, c++)")
+    if include is None:
+        raise BuildError("torch's headers were not found: install torch >= 2.11 first")
+    isas = instruction_sets()
+    defines = [f"-DSNN_HAS_{isa.upper()}" for isa in isas]
+    jobs: list[tuple[str, str, list[str]]] = [(source, "", []) for source in COMMON_SOURCES]
+    jobs += [
+        (source, isa, [f"-DSNN_ISA={isa}", *flags]) for source in PER_ISA_SOURCES for isa, flags in isas.items()
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        objects = [str(Path(folder) / f"{Path(source).stem}_{isa or 'common'}.o") for source, isa, _ in jobs]
+        commands = [
+            [compiler, *FLAGS, *defines, *flags, *extra_flags, f"-I{include}", f"-I{KERNELS}", "-c",
+             str(KERNELS / source), "-o", target]
+            for (source, _, flags), target in zip(jobs, objects, strict=True)
+        ]  # fmt: skip
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        linked = Path(folder) / LIBRARY_NAME
+        _run([compiler, "-shared", *extra_flags, *objects, "-o", str(linked)])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = output.with_suffix(".tmp")
+        shutil.copyfile(linked, beside)
+        os.replace(beside, output)
+    return output
+
+
+def main() -> int:
+    """Build in place and say where the library is. Returns the exit code."""
+    try:
+        print(f"built {build()}")
+    except BuildError as error:
+        print(f"snn-core: the native CPU library was not built: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
