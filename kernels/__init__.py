@@ -1,0 +1,5 @@
+"""Operators on tensors; imports with torch and numpy alone."""
+
+from snn_core.kernels.lif import lif
+
+__all__ = ["lif"]

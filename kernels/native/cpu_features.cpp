@@ -1,0 +1,45 @@
+#include "native/cpu_features.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace snn_core {
+namespace {
+
+Isa best_isa() {
+#if defined(SNN_HAS_AVX512)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return Isa::kAvx512;
+  }
+#endif
+#if defined(SNN_HAS_AVX2)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    return Isa::kAvx2;
+  }
+#endif
+  return Isa::kBaseline;
+}
+
+const char* const kNames[] = {"baseline", "avx2", "avx512"};
+
+}  // namespace
+
+Isa active_isa() {
+  static const Isa isa = [] {
+    const Isa best = best_isa();
+    const char* wanted = std::getenv("SNN_CPU_ISA");
+    for (int i = 0; wanted != nullptr && i <= static_cast<int>(best); ++i) {
+      if (std::strcmp(wanted, kNames[i]) == 0) return static_cast<Isa>(i);
+    }
+    return best;
+  }();
+  return isa;
+}
+
+}  // namespace snn_core
+
+// For `snn doctor`, through ctypes.
+extern "C" __attribute__((visibility("default"))) const char* snn_core_active_isa() {
+  return snn_core::kNames[static_cast<int>(snn_core::active_isa())];
+}
