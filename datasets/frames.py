@@ -1,0 +1,159 @@
+"""From a data source to frames in memory, through the HDF5 cache: ``load_frames``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from snn_core.datasets.cache import FORMAT_VERSION, CachedFrames, load_cached, store_cached
+from snn_core.datasets.frame_dataset import FrameDataset
+from snn_core.datasets.locate import cache_root, open_source
+from snn_core.datasets.source import EventSource, Recording, check_split
+from snn_core.datasets.splits import stratified_subset
+from snn_core.errors import ArgumentError
+from snn_core.files import sha256_json
+from snn_core.kernels.event_frames import event_frames
+from snn_core.progress import progress
+
+BIN_ARGUMENTS = {"time": "n_time_bins", "count": "n_event_bins"}
+PathLike = str | os.PathLike[str]
+
+
+def load_frames(
+    source: PathLike,
+    split: str,
+    *,
+    T: int = 3,
+    by: Literal["time", "count"] = "time",
+    cache_dir: PathLike | None = None,
+    seed: int = 0,
+    download: bool = False,
+    limit: int | None = None,
+    use_cache: bool = True,
+    quiet: bool = False,
+) -> FrameDataset:
+    """Recordings of a source as frames ``uint8 [num, T, 2, H, W]``, from the cache where they are in it.
+
+    Args:
+        source: "digits-dvs" (built in, simulated), "nmnist" (real; looks in $SNN_DATA for the official folders or
+            nmnist_850.zip), or a folder or zip in N-MNIST's official layout.
+        split: "train", "test" or "all" (train, then test).
+        T: number of frames a recording.
+        by: "time" (bins of equal duration) or "count" (bins of equal number of events); bin edges as described in
+            ``snn_core.kernels.event_frames``.
+        cache_dir: folder of the frame cache; by default the environment variable SNN_CACHE, else
+            $XDG_CACHE_HOME/snn_core, else ~/.cache/snn_core.
+        seed: of the simulated sensor, and of the draw that ``limit`` makes.
+        download: let tonic download N-MNIST when it is not found.
+        limit: at most so many recordings: a stratified subset, the same for the same seed, see
+            :func:`snn_core.datasets.stratified_subset`.
+        use_cache: False neither reads nor writes the cache.
+        quiet: no progress bar.
+
+    Returns:
+        A FrameDataset; its ``content_key`` is the SHA-256 of the source's content and all parameters above.
+
+    Raises:
+        ArgumentError: a bad ``T``, ``by``, ``split`` or ``limit``.
+        DataError: the source is missing, empty or damaged; the message names file and offset.
+
+    A recording whose time stamps go backwards is sorted by time (stable) with a warning that counts such recordings.
+    """
+    _check_arguments(split, T, by)
+    events_from = open_source(source, seed=seed, download=download)
+    recordings = _chosen(events_from, split, limit, seed)
+    key = _content_key(events_from, split, T=T, by=by, seed=seed, limit=limit)
+    folder = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
+    entry = load_cached(folder, key) if use_cache else None
+    if entry is None:
+        entry = _build(events_from, recordings, T, by, quiet)
+        if use_cache:
+            store_cached(folder, key, entry, f"{events_from.name}, {split}, T={T} by {by}")
+    return FrameDataset(
+        torch.from_numpy(entry.frames),
+        torch.from_numpy(entry.labels),
+        entry.ids,
+        class_names=events_from.class_names,
+        name=events_from.name,
+        simulated=events_from.simulated,
+        content_key=key,
+        saturated=entry.saturated,
+        description=f"{split}, by {by}" + (f", limit {limit}" if limit is not None else ""),
+    )
+
+
+def iterate_events(
+    source: PathLike, split: str, *, seed: int = 0, download: bool = False, limit: int | None = None
+) -> Iterator[tuple[NDArray[np.void], int, str]]:
+    """(events, label, id) of each recording, lazily; events are EVENT_DTYPE arrays [num_events] as recorded.
+
+    Arguments and errors as in :func:`load_frames`; the source is opened and checked at the call, files are read as
+    the iteration reaches them.
+    """
+    check_split(split)
+    events_from = open_source(source, seed=seed, download=download)
+    recordings = _chosen(events_from, split, limit, seed)
+    pairs = zip(events_from.read(recordings), recordings, strict=True)
+    return ((events, recording.label, recording.id) for events, recording in pairs)
+
+
+def _check_arguments(split: str, T: int, by: str) -> None:
+    check_split(split)
+    if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or T < 1:
+        raise ArgumentError(f"T must be an integer of at least 1, got {T!r}")
+    if by not in BIN_ARGUMENTS:
+        raise ArgumentError(f"by must be one of {', '.join(BIN_ARGUMENTS)}, got {by!r}")
+
+
+def _chosen(events_from: EventSource, split: str, limit: int | None, seed: int) -> list[Recording]:
+    recordings = events_from.recordings(split)
+    if limit is None:
+        return recordings
+    labels = np.array([recording.label for recording in recordings])
+    return [recordings[index] for index in stratified_subset(labels, limit, seed)]
+
+
+def _content_key(events_from: EventSource, split: str, *, T: int, by: str, seed: int, limit: int | None) -> str:
+    parameters: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "source": events_from.content_hash(split),
+        "split": split,
+        "sensor_size": list(events_from.sensor_size),
+        "T": int(T),
+        "by": by,
+        # The draw depends on the seed; real recordings without a limit do not, and share one cache file.
+        "limit": None if limit is None else [int(limit), int(seed)],
+    }
+    return sha256_json(parameters)
+
+
+def _build(events_from: EventSource, recordings: Sequence[Recording], T: int, by: str, quiet: bool) -> CachedFrames:
+    """Read, bin and stack the recordings."""
+    width, height, polarities = events_from.sensor_size
+    frames = np.empty((len(recordings), T, polarities, height, width), np.uint8)
+    bins: dict[str, Any] = {BIN_ARGUMENTS[by]: T}
+    saturated = unsorted = 0
+    bar = progress(
+        events_from.read(recordings), description=f"frames of {events_from.name}", total=len(recordings), quiet=quiet
+    )
+    for index, events in enumerate(bar):
+        if (events["t"][1:] < events["t"][:-1]).any():
+            unsorted += 1
+            events = events[np.argsort(events["t"], kind="stable")]
+        frames[index], clipped = event_frames(events, events_from.sensor_size, **bins)
+        saturated += clipped
+    if unsorted:
+        warnings.warn(
+            f"{events_from.name}: time stamps went backwards in {unsorted} of {len(recordings)} recordings; "
+            "their events were sorted by time",
+            stacklevel=3,
+        )
+    labels = np.array([recording.label for recording in recordings], np.int64)
+    return CachedFrames(frames, labels, [recording.id for recording in recordings], saturated)

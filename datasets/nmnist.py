@@ -1,0 +1,175 @@
+"""N-MNIST recordings from a folder or zip in the official layout, and where to find them.
+
+Layout: ``Train/<digit>/<id>.bin`` and ``Test/<digit>/<id>.bin``, at the top or inside one folder (tonic: ``NMNIST/``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snn_core.datasets.nmnist_format import SENSOR_SIZE, decode_nmnist
+from snn_core.datasets.source import Recording, check_split
+from snn_core.errors import DataError
+from snn_core.files import sha256_file
+
+SPLIT_FOLDERS = {"train": "Train", "test": "Test"}
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+HOW_TO_GET = (
+    "Get Train.zip and Test.zip from https://www.garrickorchard.com/datasets/n-mnist (doi 10.17632/468j46mzdv), unpack "
+    "them into one folder so that it holds Train/ and Test/, and give that folder as the data source, or name the "
+    "folder around it in the environment variable SNN_DATA. With a network, download=True fetches them through tonic."
+)
+LAYOUT = "expected Train/<digit>/<id>.bin and Test/<digit>/<id>.bin"
+
+ReadFile = Callable[[str], bytes]
+
+
+class NMNISTSource:
+    """Real N-MNIST recordings (34 x 34 ATIS sensor) in a folder or a zip file.
+
+    Args:
+        path: folder or zip in the official layout.
+        name: what the data set is called; the path's own name by default.
+
+    Raises:
+        DataError: missing or empty folder, corrupt zip, neither Train/ nor Test/, a label folder that is no digit.
+    """
+
+    simulated = False
+    sensor_size = SENSOR_SIZE
+    class_names = CLASS_NAMES
+
+    def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
+        self.path = Path(path)
+        self.name = name or self.path.name
+        if self.path.is_dir():
+            files = _folder_files(self.path)
+        elif self.path.exists():
+            files = _zip_files(self.path)
+        else:
+            raise DataError(f"no such folder or zip file: {self.path}. {HOW_TO_GET}")
+        self._recordings = _by_split(files, self.path)
+
+    def recordings(self, split: str) -> list[Recording]:
+        """Recordings of the split, ordered by label folder and file name; "all" is train, then test."""
+        check_split(split)
+        wanted = list(SPLIT_FOLDERS) if split == "all" else [split]
+        for part in wanted:
+            if not self._recordings[part]:
+                other = [SPLIT_FOLDERS[name] for name, found in self._recordings.items() if found]
+                raise DataError(
+                    f"{self.path}: no recordings for split {split!r}: there is no .bin file in {SPLIT_FOLDERS[part]}/ "
+                    f"(found only {', '.join(other)}/)"
+                )
+        return [recording for part in wanted for recording in self._recordings[part]]
+
+    def content_hash(self, split: str) -> str:
+        """SHA-256 of the zip's bytes, or of every file of the split: relative path, size and bytes."""
+        recordings = self.recordings(split)
+        if not self.path.is_dir():
+            with _reading(self.path):
+                return sha256_file(self.path)
+        digest = hashlib.sha256()
+        for recording in recordings:
+            data = self._read_from_folder(recording.key)
+            digest.update(f"{recording.key}\0{len(data)}\0".encode())
+            digest.update(data)
+        return digest.hexdigest()
+
+    def read(self, recordings: Sequence[Recording]) -> Iterator[NDArray[np.void]]:
+        """Events of each recording. DataError names the file (and offset) that cannot be read or makes no sense."""
+        with self._open() as read_file:
+            for recording in recordings:
+                yield decode_nmnist(read_file(recording.key), f"{self.path}/{recording.key}", self.sensor_size)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[ReadFile]:
+        if self.path.is_dir():
+            yield self._read_from_folder
+            return
+        with _reading(self.path):
+            archive = zipfile.ZipFile(self.path)
+        with archive:
+            yield lambda key: _read_member(archive, key, self.path)
+
+    def _read_from_folder(self, key: str) -> bytes:
+        with _reading(self.path / key):
+            return (self.path / key).read_bytes()
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(found)} {split}" for split, found in self._recordings.items())
+        return f"NMNISTSource({self.name!r}, real recordings: {counts})"
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while reading ``path`` into a DataError that names it."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path}: corrupt or not a zip file in a known form: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, key: str, path: Path) -> bytes:
+    with _reading(path / key):
+        return archive.read(key)
+
+
+def _folder_files(folder: Path) -> list[str]:
+    """Relative paths (with /) of all files and empty folders that could matter, sorted."""
+    with _reading(folder):
+        files = sorted(entry.relative_to(folder).as_posix() for entry in folder.rglob("*.bin"))
+        empty = not files and next(folder.iterdir(), None) is None
+    if empty:
+        raise DataError(f"{folder}: the folder is empty; {LAYOUT}. {HOW_TO_GET}")
+    return files
+
+
+def _zip_files(path: Path) -> list[str]:
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        files = sorted(name for name in archive.namelist() if name.endswith(".bin"))
+    twice = [name for name, following in itertools.pairwise(files) if name == following]
+    if twice:
+        raise DataError(f"{path}: holds {twice[0]} twice")
+    return files
+
+
+def _by_split(files: list[str], path: Path) -> dict[str, list[Recording]]:
+    """Recordings of each split among ``files`` (relative paths of .bin files), each sorted by path."""
+    found: dict[str, list[Recording]] = {split: [] for split in SPLIT_FOLDERS}
+    parts = [PurePosixPath(file).parts for file in files]
+    visible = [item for item in parts if not any(part.startswith((".", "__MACOSX")) for part in item)]
+    depth = next((d for d in (0, 1) if any(_is_split(item, d) for item in visible)), None)
+    if depth is None:
+        raise DataError(f"{path}: neither Train/ nor Test/ with .bin files in it; {LAYOUT}. {HOW_TO_GET}")
+    nests = {item[:depth] for item in visible if _is_split(item, depth)}
+    if len(nests) > 1:
+        names = ", ".join(sorted("/".join(nest) for nest in nests))
+        raise DataError(f"{path}: several folders hold Train/ or Test/ ({names}); give one of them")
+    split_of = {folder: split for split, folder in SPLIT_FOLDERS.items()}
+    for item in visible:
+        if not _is_split(item, depth):
+            continue
+        inner = item[depth:]
+        if len(inner) != 3 or inner[1] not in CLASS_NAMES:
+            what = f"label folder {inner[1]!r} is no digit 0..9" if len(inner) == 3 else "not inside one label folder"
+            raise DataError(f"{path}/{'/'.join(item)}: {what}; {LAYOUT}")
+        identifier = "/".join(inner).removesuffix(".bin")
+        found[split_of[inner[0]]].append(Recording(identifier, int(inner[1]), "/".join(item)))
+    return found
+
+
+def _is_split(parts: tuple[str, ...], depth: int) -> bool:
+    return len(parts) > depth + 1 and parts[depth] in SPLIT_FOLDERS.values()
