@@ -1,0 +1,140 @@
+"""A small convolutional spiking network for event frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_core.backbones.registry import register
+from snn_core.errors import ArgumentError
+from snn_core.neurons import IF, LIF, PLIF, SpikingNeuron, reset_net
+
+
+def _neuron(kind: str, tau: float, detach_reset: bool, backend: str) -> SpikingNeuron:
+    if kind == "lif":
+        return LIF(tau=tau, detach_reset=detach_reset, backend=backend)
+    if kind == "plif":
+        return PLIF(init_tau=tau, detach_reset=detach_reset, backend=backend)
+    if kind == "if":
+        return IF(detach_reset=detach_reset, backend=backend)
+    raise ArgumentError(f"neuron is {kind!r}; allowed: lif, plif, if")
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch norm, spiking neuron, pooling. ``[T, B, C, H, W]`` in and out."""
+
+    def __init__(self, conv: nn.Conv2d, neuron: SpikingNeuron, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(conv.out_channels)
+        self.neuron = neuron
+        self.pool = pool
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        """Spikes after pooling; time and batch are folded together where a layer knows no time."""
+        steps, batch = x_seq.shape[:2]
+        current = self.norm(self.conv(x_seq.flatten(0, 1)))
+        spikes = self.neuron(current.unflatten(0, (steps, batch)))
+        return self.pool(spikes.flatten(0, 1)).unflatten(0, (steps, batch))
+
+
+@register("conv-snn")
+class ConvSNN(nn.Module):
+    """Blocks of convolution, batch norm, spiking neuron and pooling, then a linear read-out of every step's spikes.
+
+    Args:
+        in_channels: channels of a frame (2: OFF and ON events).
+        num_classes: classes K.
+        input_size: height and width of a frame.
+        channels: output channels of each block.
+        stem_kernel, stem_stride: of the first convolution; the others are 3 x 3, stride 1.
+        pool: ``"max"`` (keeps spikes binary) or ``"avg"``; 2 x 2 after every block that is still at least 2 wide.
+        neuron: ``"lif"``, ``"plif"`` or ``"if"``; tau, detach_reset: its arguments.
+        dropout: before the read-out.
+        input_transform: ``"log1p"`` of the counts, or ``"none"``.
+        backend: kernel backend of the neurons.
+
+    Raises:
+        ArgumentError: an option that is not allowed.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        num_classes: int = 10,
+        input_size: Sequence[int] = (34, 34),
+        channels: Sequence[int] = (32, 64, 64),
+        stem_kernel: int = 5,
+        stem_stride: int = 2,
+        pool: str = "max",
+        neuron: str = "lif",
+        tau: float = 2.0,
+        detach_reset: bool = True,
+        dropout: float = 0.2,
+        input_transform: str = "log1p",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if input_transform not in ("log1p", "none"):
+            raise ArgumentError(f"input_transform is {input_transform!r}; allowed: log1p, none")
+        if pool not in ("max", "avg"):
+            raise ArgumentError(f"pool is {pool!r}; allowed: max, avg")
+        if not channels:
+            raise ArgumentError("channels is empty; a conv-snn needs at least one block")
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.input_size = tuple(input_size)
+        self.input_transform = input_transform
+        blocks: list[ConvBlock] = []
+        size = self.input_size
+        for index, (width_in, width_out) in enumerate(zip((in_channels, *channels), channels, strict=False)):
+            kernel, stride = (stem_kernel, stem_stride) if index == 0 else (3, 1)
+            conv = nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2, bias=False)
+            size = tuple((side - 1) // stride + 1 for side in size)
+            pooled = min(size) >= 2
+            pooling: nn.Module = nn.Identity()
+            if pooled:
+                pooling = nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2)
+                size = tuple(side // 2 for side in size)
+            blocks.append(ConvBlock(conv, _neuron(neuron, tau, detach_reset, backend), pooling))
+        self.blocks = nn.ModuleList(blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.readout = nn.Linear(channels[-1] * size[0] * size[1], num_classes)
+
+    def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
+        """The neuron modules with their names, input side first."""
+        return [(name, part) for name, part in self.named_modules() if isinstance(part, SpikingNeuron)]
+
+    def forward_steps(self, x_seq: Tensor) -> Tensor:
+        """Logits of every time step ``[T, B, K]`` from frames ``x_seq [T, B, C, H, W]`` (uint8 counts or float).
+
+        The state of the neurons is reset first: calls do not depend on each other.
+
+        Raises:
+            ArgumentError: another number of dimensions, channels, or another frame size.
+        """
+        expected = (self.in_channels, *self.input_size)
+        if x_seq.ndim != 5 or tuple(x_seq.shape[2:]) != expected:
+            raise ArgumentError(
+                f"x_seq has shape {tuple(x_seq.shape)}; expected [T, B, {', '.join(str(side) for side in expected)}]"
+            )
+        reset_net(self)
+        x = x_seq if x_seq.is_floating_point() else x_seq.to(self.readout.weight.dtype)
+        if self.input_transform == "log1p":
+            x = torch.log1p(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.readout(self.dropout(x.flatten(2)))
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        """Logits ``[B, K]``, the mean over time: a linear read-out of the time-averaged spikes."""
+        return self.forward_steps(x_seq).mean(0)
+
+    def extra_repr(self) -> str:
+        return f"input_transform={self.input_transform!r}"
+
+    backbone_name: str
+    backbone_options: dict[str, Any]
