@@ -114,7 +114,10 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         linked = Path(folder) / LIBRARY_NAME
-        _run([compiler, "-shared", *extra_flags, *objects, "-o", str(linked)])
+        # Named as needed, so that its symbols are found whatever scope torch was loaded in; at run time the copy that
+        # torch has already loaded serves.
+        _run([compiler, "-shared", *extra_flags, *objects, f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10",
+              "-o", str(linked)])  # fmt: skip
         output.parent.mkdir(parents=True, exist_ok=True)
         beside = output.with_suffix(".tmp")
         shutil.copyfile(linked, beside)
