@@ -11,12 +11,13 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.hdf5 import write_hdf5
 from snn_core.errors import DataError, StorageError
-from snn_core.files import atomic_path
 
 FORMAT = "snn_core.frames"
 FORMAT_VERSION = 1
@@ -35,8 +36,8 @@ class CachedFrames:
     def checksum(self) -> str:
         """SHA-256 over shapes and content."""
         digest = hashlib.sha256(f"{self.frames.shape}{self.labels.shape}{self.saturated}".encode())
-        digest.update(np.ascontiguousarray(self.frames))
-        digest.update(np.ascontiguousarray(self.labels.astype("<i8")))
+        digest.update(np.ascontiguousarray(self.frames).data)
+        digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
         digest.update("\0".join(self.ids).encode())
         return digest.hexdigest()
 
@@ -63,10 +64,9 @@ def store_cached(folder: Path, key: str, entry: CachedFrames, description: str) 
     """Write the frames atomically. When the disk refuses: a warning and False; an earlier file stays intact."""
     path = cache_file(folder, key)
     try:
-        with atomic_path(path) as temporary:
-            _write(temporary, key, entry, description)
-    except (StorageError, OSError, RuntimeError) as error:  # HDF5 reports a full disk as RuntimeError on closing
-        warnings.warn(f"frames are not cached: cannot write {path} ({error}); going on without", stacklevel=3)
+        write_hdf5(path, lambda file: _fill(file, key, entry, description))
+    except StorageError as error:
+        warnings.warn(f"frames are not cached, going on without: {error}", stacklevel=3)
         return False
     return True
 
@@ -90,21 +90,20 @@ def _read(path: Path, key: str) -> CachedFrames:
     return entry
 
 
-def _write(path: Path, key: str, entry: CachedFrames, description: str) -> None:
+def _fill(file: Any, key: str, entry: CachedFrames, description: str) -> None:
     import h5py
 
-    with h5py.File(path, "w") as file:
-        chunk = (min(CHUNK_SAMPLES, len(entry.frames)), *entry.frames.shape[1:])
-        file.create_dataset("frames", data=entry.frames, chunks=chunk, compression="gzip", compression_opts=1)
-        file["labels"] = entry.labels.astype("<i8")
-        file.create_dataset("ids", data=[name.encode() for name in entry.ids], dtype=h5py.string_dtype("utf-8"))
-        file.attrs.update(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "content_key": key,
-                "checksum": entry.checksum(),
-                "saturated": entry.saturated,
-                "description": description,
-            }
-        )
+    chunk = (min(CHUNK_SAMPLES, len(entry.frames)), *entry.frames.shape[1:])
+    file.create_dataset("frames", data=entry.frames, chunks=chunk, compression="gzip", compression_opts=1)
+    file["labels"] = entry.labels.astype("<i8")
+    file.create_dataset("ids", data=[name.encode() for name in entry.ids], dtype=h5py.string_dtype("utf-8"))
+    file.attrs.update(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "content_key": key,
+            "checksum": entry.checksum(),
+            "saturated": entry.saturated,
+            "description": description,
+        }
+    )

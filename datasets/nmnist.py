@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,12 @@ HOW_TO_GET = (
     "them into one folder so that it holds Train/ and Test/, and give that folder as the data source, or name the "
     "folder around it in the environment variable SNN_DATA. With a network, download=True fetches them through tonic."
 )
+#: A zip member may claim any size; real recordings have about 20 kB.
+MAX_MEMBER_BYTES = 2**26
 LAYOUT = "expected Train/<digit>/<id>.bin and Test/<digit>/<id>.bin"
+
+#: What zipfile raises on damaged or unsupported archives (RuntimeError: encrypted; the last two: mangled directories).
+CORRUPT = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, struct.error, UnicodeDecodeError)
 
 ReadFile = Callable[[str], bytes]
 
@@ -116,7 +123,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong while reading ``path`` into a DataError that names it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except CORRUPT as error:
         raise DataError(f"{path}: corrupt or not a zip file in a known form: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
@@ -124,11 +131,14 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _read_member(archive: zipfile.ZipFile, key: str, path: Path) -> bytes:
     with _reading(path / key):
+        size = archive.getinfo(key).file_size
+        if size > MAX_MEMBER_BYTES:
+            raise DataError(f"{path / key}: unpacks to {size} bytes, more than any recording ({MAX_MEMBER_BYTES})")
         return archive.read(key)
 
 
 def _folder_files(folder: Path) -> list[str]:
-    """Relative paths (with /) of all files and empty folders that could matter, sorted."""
+    """Relative paths (with /) of all .bin files, sorted. DataError when the folder is empty."""
     with _reading(folder):
         files = sorted(entry.relative_to(folder).as_posix() for entry in folder.rglob("*.bin"))
         empty = not files and next(folder.iterdir(), None) is None
