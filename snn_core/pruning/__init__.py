@@ -1,0 +1,67 @@
+"""N:M pruning from scratch: SpikeNM and its comparisons behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from snn_core.errors import ArgumentError
+from snn_core.pruning.base import NMPruner
+from snn_core.pruning.config import PruneConfig
+from snn_core.pruning.layers import LayerReport
+from snn_core.pruning.random_nm import RandomNMPruner
+from snn_core.pruning.schedule import Schedule, schedule_at
+from snn_core.pruning.spikenm import SpikeNMPruner
+from snn_core.pruning.sr_ste import SRSTEPruner
+from snn_core.sparsity import NMPattern
+
+_METHODS: dict[str, type[NMPruner]] = {pruner.method: pruner for pruner in (SpikeNMPruner, SRSTEPruner, RandomNMPruner)}
+METHODS = tuple(_METHODS)
+
+
+def create_pruner(
+    method: str,
+    model: nn.Module,
+    config: PruneConfig | None = None,
+    *,
+    pattern: NMPattern | str | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    total_steps: int | None = None,
+) -> NMPruner:
+    """A pruner by name, attached to ``model``; arguments as for :class:`NMPruner`.
+
+    Args:
+        method: ``"spikenm"``, ``"sr-ste"`` or ``"random"``.
+
+    Raises:
+        ArgumentError: an unknown method, and what :class:`NMPruner` raises.
+    """
+    if method not in _METHODS:
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    return _METHODS[method](
+        model,
+        pattern,
+        config=config,
+        include=include,
+        exclude=exclude,
+        optimizer=optimizer,
+        total_steps=total_steps,
+    )
+
+
+__all__ = [
+    "METHODS",
+    "LayerReport",
+    "NMPruner",
+    "PruneConfig",
+    "RandomNMPruner",
+    "SRSTEPruner",
+    "Schedule",
+    "SpikeNMPruner",
+    "create_pruner",
+    "schedule_at",
+]

@@ -1,0 +1,86 @@
+"""Settings of a pruning run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from snn_core.sparsity import NMPattern
+
+
+class PruneConfig(BaseModel):
+    """How a network is pruned to N:M while it trains. Unknown keys and wrong types are refused.
+
+    The defaults of the sampler, EID and the freeze are those that did best in our own small trials; none of them is
+    known from the SpikeNM paper.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pattern: str = Field(default="2:4", description="at most N non-zeros in each block of M weights, written N:M")
+    include: tuple[str, ...] | None = Field(
+        default=None, description="names of layers to prune (shell wildcards); none: all but the first and the last"
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="names of layers that stay dense (shell wildcards)")
+    keep_first_dense: bool = Field(
+        default=True, description="leave the first layer dense unless it is included by name"
+    )
+    keep_last_dense: bool = Field(default=True, description="leave the last layer dense unless it is included by name")
+    freeze: float = Field(default=0.8, ge=0, le=1, description="fraction of the steps after which the masks are final")
+    seed: int = Field(default=0, ge=0, description="of the mask draws")
+
+    # SpikeNM: the key is kappa * logits + rho * |w| / std(|w|) + eta * Gumbel noise.
+    rho: float = Field(default=1.0, ge=0, description="weight of the magnitude anchor in the key")
+    kappa: float = Field(default=1.0, gt=0, description="scale of the logits at the start")
+    kappa_final: float | None = Field(
+        default=None, gt=0, description="scale of the logits at the freeze; none: as at the start"
+    )
+    eta: float = Field(
+        default=0.3, ge=0, description="scale of the Gumbel noise at the start; falls linearly to 0 at the freeze"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="of the relaxed draws at the start")
+    temperature_final: float = Field(
+        default=0.3, gt=0, description="of the relaxed draws at the freeze; geometric in between"
+    )
+    logit_learning_rate: float = Field(default=0.02, ge=0, description="Adam's rate for the basis logits")
+    sr_ste_decay: float = Field(default=2e-4, ge=0, description="pull of the dropped weights to 0 (Zhou et al. 2021)")
+    mask_decay: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of the steps over which dropped weights fade from 1 to 0; 0: off"
+    )
+
+    # Eligibility-inspired distillation (EID).
+    eid_weight: float = Field(default=0.01, ge=0, description="weight of the EID loss; 0: off")
+    eid_interval: int = Field(default=4, ge=1, description="steps between refreshes of the credit")
+    eid_end: float = Field(default=1.0, ge=0, le=1, description="fraction of the search phase after which EID stops")
+    eid_use_weight: bool = Field(default=True, description="multiply the credit by |w|")
+    eid_momentum: float = Field(default=0.9, ge=0, lt=1, description="of the running mean of the credit")
+    eid_temperature: float = Field(default=1.0, gt=0, description="of the soft targets")
+    eid_match: Literal["key", "logits"] = Field(
+        default="key",
+        description="distribution pulled to the targets: softmax of the noise-free key, or of the logits alone",
+    )
+    trace_decay: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="decay of the eligibility trace a step; none: the leak of the neuron that follows",
+    )
+    time_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="T of the layers' inputs; none: as the neuron that follows sees it, or model.time_steps",
+    )
+
+    # SR-STE.
+    sr_ste_freeze: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="as freeze, for the method sr-ste alone; 1: masks move to the end, as published",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _parse_pattern(cls, value: str) -> str:
+        return str(NMPattern.parse(value))

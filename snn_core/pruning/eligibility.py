@@ -1,0 +1,191 @@
+"""Eligibility-inspired distillation (EID): credits from the real backward pass, and soft targets made of them.
+
+The SpikeNM abstract says that temporally accumulated credits become block-wise soft targets for the mask
+probabilities. The formulas are our reading: an eligibility trace of the presynaptic activity (as in e-prop, Bellec et
+al. 2020) times the gradient at the postsynaptic current, summed over time and batch, standardised in each block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from snn_core.errors import ArgumentError
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether a module is a spiking neuron, ours or SpikingJelly's: it has a threshold."""
+    return hasattr(module, "v_threshold")
+
+
+def following_neuron(model: nn.Module, layer: nn.Module) -> nn.Module | None:
+    """The first spiking neuron after ``layer`` in the order of registration, or None."""
+    seen = False
+    for module in model.modules():
+        seen = seen or module is layer
+        if seen and is_neuron(module):
+            return module
+    return None
+
+
+def neuron_leak(neuron: nn.Module) -> float:
+    """Factor by which a neuron's potential decays in one step: ``1 - 1/tau``, and 1 for one without a leak.
+
+    Ours say it themselves (``leak``); SpikingJelly's LIFNode has ``tau``, its ParametricLIFNode ``w`` with
+    ``1/tau = sigmoid(w)``, its IFNode neither.
+    """
+    leak = getattr(neuron, "leak", None)
+    if isinstance(leak, float):
+        return leak
+    w = getattr(neuron, "w", None)
+    if isinstance(w, Tensor):
+        return 1.0 - float(w.detach().sigmoid().mean())
+    tau = getattr(neuron, "tau", None)
+    return 1.0 if tau is None else 1.0 - 1.0 / float(tau)
+
+
+def trace(x_seq: Tensor, decay: float, start: Tensor | None = None) -> Tensor:
+    """Eligibility trace ``e[t] = decay * e[t-1] + x[t]`` of ``x_seq [T, ...]``, with ``e[-1] = start`` or 0."""
+    if x_seq.shape[0] == 1 and start is None:
+        return x_seq
+    result = torch.empty_like(x_seq)
+    result[0] = x_seq[0] if start is None else torch.add(x_seq[0], start, alpha=decay)
+    for t in range(1, x_seq.shape[0]):
+        torch.add(x_seq[t], result[t - 1], alpha=decay, out=result[t])
+    return result
+
+
+def weight_gradient(module: nn.Module, x: Tensor, grad_output: Tensor) -> Tensor:
+    """Weight gradient of a Linear, Conv1d or Conv2d for inputs ``x [rows, ...]``, in the weight's shape."""
+    if isinstance(module, nn.Linear):
+        return grad_output.reshape(-1, module.out_features).t() @ x.reshape(-1, module.in_features)
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+    padding: Any = module.padding
+    if isinstance(padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * len(module.stride)
+    weight = module._parameters["weight"]
+    assert weight is not None
+    options = (list(module.stride), list(padding), list(module.dilation), False, [0] * len(padding), module.groups)
+    gradient: Tensor = torch.ops.aten.convolution_backward(
+        grad_output, x, weight.detach(), None, *options, [False, True, False]
+    )[1]
+    return gradient
+
+
+class CreditCapture:
+    """Captures the credit of one layer during ordinary backward passes.
+
+    While ``due`` is set, each forward call of the layer keeps its input and puts a hook on its output; when the
+    gradient ``delta [T, B, ...]`` of that output arrives, ``sum over t, batch of delta[t] * e[t]`` is added to the
+    credit. Inputs may be ``[T, B, ...]`` or ``[T * B, ...]``: time is outermost in both. In step mode ``"s"`` each
+    call is one time step, and the trace carries over the calls until :meth:`take`.
+
+    Args:
+        name, module: the layer.
+        model: in which the neuron that follows is looked up, and ``time_steps`` or ``T``.
+        decay: of the trace; None: the neuron's leak.
+        time_steps: T; None: found out.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, model: nn.Module, *, decay: float | None, time_steps: int | None
+    ) -> None:
+        self.name, self.module, self.model = name, module, model
+        self.decay, self.time_steps = decay, time_steps
+        self.neuron = following_neuron(model, module)
+        if decay is None and self.neuron is None:
+            raise ArgumentError(
+                f"EID: no spiking neuron follows layer {name!r}, so the decay of its trace is unknown; "
+                "set trace_decay, or eid_weight = 0"
+            )
+        self.due = False
+        self._credit: Tensor | None = None
+        self._carried: Tensor | None = None
+        self._neuron_steps: int | None = None
+        self.handles: list[RemovableHandle] = [module.register_forward_hook(_CopyableHook(self._after_layer))]
+        if self.neuron is not None:
+            self.handles.append(self.neuron.register_forward_pre_hook(_CopyableHook(self._before_neuron)))
+
+    def take(self) -> Tensor | None:
+        """Absolute credit, in the weight's shape, of all backward passes since the last call; None without any."""
+        credit, self._credit, self._carried = self._credit, None, None
+        return None if credit is None else credit.abs_()
+
+    def _before_neuron(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.due and args and isinstance(args[0], Tensor):
+            self._neuron_steps = args[0].shape[0]
+
+    def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not (self.due and module.training and isinstance(output, Tensor) and output.requires_grad):
+            return
+        x = args[0].detach()
+        single = getattr(self.neuron, "step_mode", "m") == "s" and self.time_steps is None
+        if single:
+            start = self._carried if self._carried is not None and self._carried.shape == x.shape else None
+            self._carried = trace(x.unsqueeze(0), self._trace_decay(), None if start is None else start)[0]
+        kept = self._carried if single else x
+        assert kept is not None
+        output.register_hook(lambda grad: self._add(kept, grad, single))
+
+    @torch.no_grad()
+    def _add(self, x: Tensor, grad: Tensor, is_trace: bool) -> None:
+        ndim = 1 if isinstance(self.module, nn.Linear) else len(self.module.stride) + 1  # type: ignore[arg-type]
+        rows = x.reshape(-1, *x.shape[-ndim:]).to(grad.dtype)
+        if not is_trace:
+            steps = self._steps(len(rows))
+            rows = trace(rows.unflatten(0, (steps, len(rows) // steps)), self._trace_decay()).flatten(0, 1)
+        credit = weight_gradient(self.module, rows, grad.reshape(-1, *grad.shape[-ndim:])).float()
+        self._credit = credit if self._credit is None else self._credit.add_(credit)
+
+    def _trace_decay(self) -> float:
+        if self.decay is not None:
+            return self.decay
+        assert self.neuron is not None
+        return neuron_leak(self.neuron)
+
+    def _steps(self, rows: int) -> int:
+        steps = (
+            self.time_steps or self._neuron_steps or getattr(self.model, "time_steps", getattr(self.model, "T", None))
+        )
+        if not isinstance(steps, int):
+            raise ArgumentError(
+                f"EID: the number of time steps at layer {self.name!r} is unknown (no neuron in step mode 'm' follows "
+                "it); set time_steps, or eid_weight = 0"
+            )
+        if rows % steps:
+            raise ArgumentError(
+                f"EID: layer {self.name!r} got {rows} rows, which is no multiple of {steps} time steps; "
+                "its input must be [T, B, ...] or [T * B, ...]"
+            )
+        return steps
+
+
+class _CopyableHook:
+    """A hook that does nothing in a copy of the model."""
+
+    def __init__(self, call: Any = None) -> None:
+        self.call = call
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.call is not None:
+            self.call(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CopyableHook:
+        return _CopyableHook()
+
+
+def standardise(columns: Tensor) -> Tensor:
+    """``[M, blocks]`` with mean 0 and deviation 1 in each block (all 0 where a block is constant)."""
+    centred = columns - columns.mean(dim=0)
+    return centred / (centred.square().sum(dim=0) / (len(columns) - 1)).sqrt_().add_(1e-12)
+
+
+def soft_targets(credit: Tensor, temperature: float) -> Tensor:
+    """``q = softmax(standardise(credit) / temperature)`` over each block of ``[M, blocks]``."""
+    return torch.softmax(standardise(credit) / temperature, dim=0)

@@ -1,0 +1,110 @@
+"""Layers with one pattern, worked on together as one tensor ``[M, blocks]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snn_core.errors import NonFiniteError
+from snn_core.kernels.topk_sampler import hard_topk
+from snn_core.sparsity import NMPattern, to_blocks
+
+
+@dataclass(eq=False)
+class PrunedLayer:
+    """A layer under a pruner.
+
+    Attributes:
+        name, module: as in ``model.named_modules()``.
+        columns: its place among the blocks of its group.
+        mask: final boolean mask of the weight's shape once frozen, else None.
+        drawn: mask of the present training step, or None.
+        effective: the masked weight of the present step, made from version ``effective_version`` of the weight.
+        called: whether the layer was ever called; a model that uses its weight directly cannot be pruned there.
+    """
+
+    name: str
+    module: nn.Module
+    columns: slice
+    mask: Tensor | None = None
+    drawn: Tensor | None = None
+    effective: Tensor | None = None
+    effective_version: int = -1
+    called: bool = False
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The dense weight (also while a masked one is shown to the layer)."""
+        weight = self.module._parameters["weight"]
+        assert weight is not None
+        return weight
+
+    def forget_step(self) -> None:
+        """Drop what belongs to one training step."""
+        self.drawn = self.effective = None
+
+
+class BlockGroup:
+    """Blocks of several layers side by side: ``[M, blocks]`` tensors, positions outermost.
+
+    That layout makes every operation over a block a vector operation over blocks, and one call serves all layers.
+    """
+
+    def __init__(self, layers: list[PrunedLayer], pattern: NMPattern) -> None:
+        self.layers = layers
+        self.pattern = pattern
+        start = 0
+        for layer in layers:
+            count = layer.weight.numel() // pattern.m
+            layer.columns = slice(start, start + count)
+            start += count
+        self.num_blocks = start
+
+    @property
+    def device(self) -> torch.device:
+        """Where the group's tensors are."""
+        return self.layers[0].weight.device
+
+    def empty(self) -> Tensor:
+        """Uninitialised float32 ``[M, blocks]``."""
+        return torch.empty(self.pattern.m, self.num_blocks, device=self.device)
+
+    def gather(self, value: Callable[[PrunedLayer], Tensor]) -> Tensor:
+        """Tensors of the weights' shapes -> float32 ``[M, blocks]``."""
+        result = self.empty()
+        for layer in self.layers:
+            blocks = to_blocks(value(layer), self.pattern.m)
+            self.part(result, layer, blocks.shape).copy_(blocks)
+        return result
+
+    def spread(self, columns: Tensor, layer: PrunedLayer) -> Tensor:
+        """The layer's part of ``[M, blocks]`` -> a tensor of the weight's shape and memory layout."""
+        result = torch.empty_like(layer.weight, dtype=columns.dtype, requires_grad=False)
+        blocks = to_blocks(result, self.pattern.m)
+        blocks.copy_(self.part(columns, layer, blocks.shape))
+        return result
+
+    def top(self, key: Tensor) -> Tensor:
+        """Boolean ``[M, blocks]``, exactly N of M true: the largest of the key, ties to the lower position.
+
+        Raises:
+            NonFiniteError: the key is not finite; the message names the layer.
+        """
+        self.check_finite(key, "the weights or logits")
+        return hard_topk(key.t(), self.pattern.n).t()
+
+    def check_finite(self, columns: Tensor, what: str) -> None:
+        """Raise NonFiniteError naming the first layer whose part of ``columns`` is not finite."""
+        if bool(torch.isfinite(columns.sum())):
+            return
+        for layer in self.layers:
+            bad = int((~torch.isfinite(columns[:, layer.columns])).sum())
+            if bad:
+                raise NonFiniteError(f"layer {layer.name!r}: {what} became non-finite ({bad} values)")
+
+    def part(self, columns: Tensor, layer: PrunedLayer, shape: torch.Size) -> Tensor:
+        """[M, blocks of the layer] seen as ``shape`` = [O, *kernel, in / M, M]."""
+        return columns[:, layer.columns].unflatten(1, shape[:-1]).movedim(0, -1)
