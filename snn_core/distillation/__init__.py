@@ -1,0 +1,80 @@
+"""PACE: event-dataset distillation, its pieces (SDR, ST-SM, PEQ-N), comparisons and evaluation.
+
+From a real training set to a product and its worth::
+
+    teachers = train_teachers(train_set, config.teachers)
+    product = create_method("pace")(train_set, config, teachers=teachers, seed=0)
+    write_product("distilled.h5", product)
+    result = evaluate_product(DistilledDataset.load("distilled.h5"), test_set)
+"""
+
+from snn_core.distillation.augment import choose_shifts, shift_frames
+from snn_core.distillation.condense import DistillResult, distill
+from snn_core.distillation.config import DistillConfig, TeacherConfig
+from snn_core.distillation.densify import FeatureCollector, collect_features, densify
+from snn_core.distillation.evaluate import Evaluation, EvaluationConfig, compare, evaluate_full, evaluate_product
+from snn_core.distillation.matching import (
+    MatchingLoss,
+    MatchingTerms,
+    SpatioTemporalMatching,
+    characteristic_function,
+    characteristic_function_loss,
+    draw_frequencies,
+    group_by_class,
+    temporal_spectrum_loss,
+    unit_length,
+)
+from snn_core.distillation.methods import CondensationMethod, create_method, list_methods, make_product
+from snn_core.distillation.product import (
+    DistilledDataset,
+    Provenance,
+    frames_checksum,
+    record_measurement,
+    write_product,
+)
+from snn_core.distillation.quantizer import PEQN, probabilistic_quantize
+from snn_core.distillation.selection import select_herding, select_random
+from snn_core.distillation.teachers import Teacher, TeacherPool, model_hash, train_teachers
+
+__all__ = [
+    "PEQN",
+    "CondensationMethod",
+    "DistillConfig",
+    "DistillResult",
+    "DistilledDataset",
+    "Evaluation",
+    "EvaluationConfig",
+    "FeatureCollector",
+    "MatchingLoss",
+    "MatchingTerms",
+    "Provenance",
+    "SpatioTemporalMatching",
+    "Teacher",
+    "TeacherConfig",
+    "TeacherPool",
+    "characteristic_function",
+    "characteristic_function_loss",
+    "choose_shifts",
+    "collect_features",
+    "compare",
+    "create_method",
+    "densify",
+    "distill",
+    "draw_frequencies",
+    "evaluate_full",
+    "evaluate_product",
+    "frames_checksum",
+    "group_by_class",
+    "list_methods",
+    "make_product",
+    "model_hash",
+    "probabilistic_quantize",
+    "record_measurement",
+    "select_herding",
+    "select_random",
+    "shift_frames",
+    "temporal_spectrum_loss",
+    "train_teachers",
+    "unit_length",
+    "write_product",
+]

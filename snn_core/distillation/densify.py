@@ -43,15 +43,14 @@ def densify(spike_seq: Tensor, v_seq: Tensor, *, v_threshold: float | Tensor = 1
     return spike_seq + (beta / v_threshold) * v_seq
 
 
-def pool_feature_maps(features: Tensor, size: int | None) -> Tensor:
-    """Average-pool feature maps to at most ``size`` x ``size`` and flatten: ``[T, B, C, H, W]`` -> ``[T, B, D]``.
+def pool_feature_maps(features: Tensor, kernel: int = 1) -> Tensor:
+    """Average-pool feature maps by ``kernel`` x ``kernel`` and flatten: ``[T, B, C, H, W]`` -> ``[T, B, D]``.
 
-    Features without spatial dimensions (``[T, B, D]``) pass unchanged, as does everything when ``size`` is None
-    (apart from the flattening).
+    Features without spatial dimensions, and maps smaller than the kernel, are only flattened. Rows and columns that do
+    not fill a window are left out, as by the network's own pooling.
     """
-    if features.ndim == 5 and size is not None and max(features.shape[-2:]) > size:
-        target = (min(size, features.shape[-2]), min(size, features.shape[-1]))
-        pooled = F.adaptive_avg_pool2d(features.flatten(0, 1), target)
+    if kernel > 1 and features.ndim == 5 and min(features.shape[-2:]) >= kernel:
+        pooled = F.avg_pool2d(features.flatten(0, 1), kernel)
         features = pooled.unflatten(0, features.shape[:2])
     return features.flatten(2)
 
@@ -104,7 +103,7 @@ class FeatureCollector:
         model: any network of multi-step (``step_mode="m"``) spiking layers; input and state are the caller's business.
         layers: names or indices of spiking layers; None means all.
         beta: weight of the residual membrane potential (0: spikes only).
-        feature_size: feature maps are average-pooled to at most this height and width; None keeps them.
+        feature_pool: feature maps are average-pooled by this kernel; 1 keeps them.
 
     Raises:
         ArgumentError: no such layer; a layer in step mode "s", or one that does not fill ``v_seq``.
@@ -122,12 +121,12 @@ class FeatureCollector:
         layers: Sequence[str | int] | None = None,
         *,
         beta: float = 1.0,
-        feature_size: int | None = None,
+        feature_pool: int = 1,
     ) -> None:
-        if beta < 0 or (feature_size is not None and feature_size < 1):
-            raise ArgumentError(f"beta ({beta}) must be >= 0 and feature_size ({feature_size}) None or >= 1")
+        if beta < 0 or feature_pool < 1:
+            raise ArgumentError(f"beta ({beta}) must be >= 0 and feature_pool ({feature_pool}) >= 1")
         self.beta = beta
-        self.feature_size = feature_size
+        self.feature_pool = feature_pool
         self._chosen = choose_layers(model, layers)
         self._collected: dict[str, Tensor] = {}
         self._undo: list[Any] = []
@@ -177,7 +176,7 @@ class FeatureCollector:
             v_threshold = module.v_threshold
             assert isinstance(v_threshold, float | int | Tensor)
             features = densify(spike_seq, v_seq, v_threshold=v_threshold, beta=self.beta)
-            self._collected[name] = pool_feature_maps(features, self.feature_size)
+            self._collected[name] = pool_feature_maps(features, self.feature_pool)
 
         return collect
 
@@ -188,13 +187,13 @@ def collect_features(
     layers: Sequence[str | int] | None = None,
     *,
     beta: float = 1.0,
-    feature_size: int | None = None,
+    feature_pool: int = 1,
 ) -> list[Tensor]:
     """SDR features of one pass, ``x_seq`` ``[T, B, 2, H, W]`` -> one ``[T, B, D]`` a layer; see FeatureCollector.
 
     The state of every module with ``reset()`` is reset before and after, so that passes do not see each other.
     """
-    with FeatureCollector(model, layers, beta=beta, feature_size=feature_size) as collector:
+    with FeatureCollector(model, layers, beta=beta, feature_pool=feature_pool) as collector:
         _reset_states(model)
         model(x_seq)
         features = collector.take()

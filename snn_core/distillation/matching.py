@@ -74,7 +74,8 @@ def _amplitude_and_phase_terms(
     amplitude_p = (real[0].square() + real[1].square() + _TINY).sqrt()
     amplitude_q = (synthetic[0].square() + synthetic[1].square() + _TINY).sqrt()
     aligned = real[0] * synthetic[0] + real[1] * synthetic[1]
-    phase = 2 * (amplitude_p * amplitude_q - aligned).clamp_min(_TINY)
+    # minus the clamp again: silent streams then match exactly
+    phase = 2 * ((amplitude_p * amplitude_q - aligned).clamp_min(_TINY) - _TINY)
     return (amplitude_p - amplitude_q).square(), phase, amplitude_p
 
 

@@ -87,10 +87,10 @@ def test_hooks_are_removed_and_flags_restored():
 
 def test_pooling():
     features = torch.arange(16.0).reshape(1, 1, 1, 4, 4)
-    pooled = pool_feature_maps(features, 2)
-    assert pooled.tolist() == [[[2.5, 4.5, 10.5, 12.5]]]
-    assert pool_feature_maps(features, None).shape == (1, 1, 16)
-    assert pool_feature_maps(features, 8).shape == (1, 1, 16)
+    assert pool_feature_maps(features, 2).tolist() == [[[2.5, 4.5, 10.5, 12.5]]]
+    assert pool_feature_maps(features, 3).tolist() == [[[5.0]]]
+    assert pool_feature_maps(features, 1).tolist() == [[list(range(16))]]
+    assert pool_feature_maps(features, 5).shape == (1, 1, 16)
     assert pool_feature_maps(torch.zeros(3, 2, 7), 2).shape == (3, 2, 7)
 
 

@@ -1,0 +1,173 @@
+"""What a small training set is worth: train fresh networks on it, test on real data at the last epoch.
+
+The last epoch, never the best: choosing the best by the test set would be looking at the answers. The same function
+with the full training set gives the reference.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from snn_core.backbones import create
+from snn_core.datasets import FrameDataset
+from snn_core.distillation.teachers import make_train_config, network_options
+from snn_core.errors import ArgumentError
+from snn_core.seeding import derive_seed
+from snn_core.training import TrainConfig, evaluate_accuracy, train_classifier
+
+
+class EvaluationConfig(BaseModel):
+    """How the fresh networks are made and trained.
+
+    ``steps``: optimiser steps on a small set, rounded up to whole epochs; None: ``training`` decides by its epochs, as
+    the full-data reference does. ``training``: keys of :class:`snn_core.training.TrainConfig`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: str = "conv-snn"
+    backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32]})
+    networks: int = Field(default=3, ge=1)
+    steps: int | None = Field(default=300, ge=1)
+    training: dict[str, Any] = Field(default_factory=lambda: {"learning_rate": 1e-2, "tet_weight": 0.0})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of :func:`evaluate_product`.
+
+    ``accuracies``: fractions, one a network, at the last epoch; ``mean`` and sample standard deviation ``std`` of them
+    (0 for one network). ``train_seconds``: mean wall-clock of training one network; ``steps`` of its optimiser.
+    ``samples`` and ``frame_bytes`` (uncompressed) of the training set; ``file_bytes`` on disk where known.
+    """
+
+    accuracies: list[float]
+    mean: float
+    std: float
+    train_seconds: float
+    samples: int
+    frame_bytes: int
+    file_bytes: int | None
+    steps: int
+    test_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def evaluate_product(
+    product: FrameDataset,
+    test_set: FrameDataset,
+    *,
+    networks: int | None = None,
+    config: EvaluationConfig | None = None,
+    seed: int = 0,
+    path: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    device: str | torch.device = "cpu",
+) -> Evaluation:
+    """Train fresh networks on ``product`` only and test each on ``test_set`` after its last epoch.
+
+    Args:
+        product: a :class:`snn_core.distillation.DistilledDataset`, or any training set (see also
+            :func:`evaluate_full`).
+        test_set: real samples. networks: how many, by default ``config.networks``. config: networks and training.
+        seed: network ``i`` is initialised and trained with a seed derived from it and ``i``.
+        path: the product's file, to report its size. quiet: no progress bars. device: where to train.
+
+    Returns:
+        An :class:`Evaluation`.
+
+    Raises:
+        ArgumentError: sets of different T, frame size or classes, or an empty set. ConfigError: an unknown key in
+        ``config.training``. InterruptedRunError: Ctrl-C.
+    """
+    config = config or EvaluationConfig()
+    count = config.networks if networks is None else networks
+    if count < 1:
+        raise ArgumentError(f"networks: got {count}, at least 1 is needed")
+    _check_fit(product, test_set)
+    accuracies, seconds = [], []
+    training = _train_config(config, len(product), 0)
+    for number in range(count):
+        network_seed = derive_seed(seed, "evaluation", number)
+        training = _train_config(config, len(product), network_seed)
+        model = create(config.backbone, seed=network_seed, **network_options(product, config.backbone_options))
+        name = f"network {number + 1} of {count}"
+        result = train_classifier(model, product, training, name=name, quiet=quiet, device=device)
+        seconds.append(result.seconds)
+        accuracies.append(evaluate_accuracy(model, test_set))
+    return Evaluation(
+        accuracies=accuracies,
+        mean=statistics.fmean(accuracies),
+        std=statistics.stdev(accuracies) if count > 1 else 0.0,
+        train_seconds=statistics.fmean(seconds),
+        samples=len(product),
+        frame_bytes=product.frames.numel(),
+        file_bytes=Path(path).stat().st_size if path is not None else None,
+        steps=training.epochs * math.ceil(len(product) / training.batch_size),
+        test_samples=len(test_set),
+    )
+
+
+def evaluate_full(
+    train_set: FrameDataset,
+    test_set: FrameDataset,
+    *,
+    networks: int | None = None,
+    config: EvaluationConfig | None = None,
+    training: dict[str, Any] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    device: str | torch.device = "cpu",
+) -> Evaluation:
+    """The full-data reference: the same function and networks, with a training that suits the full set.
+
+    Args:
+        training: keys of TrainConfig; by default its own defaults (50 epochs, TET and rate loss), so that the
+            reference is trained well and a fraction of it is not flattered. The others as in :func:`evaluate_product`.
+
+    Raises:
+        As :func:`evaluate_product`.
+    """
+    full = (config or EvaluationConfig()).model_copy(update={"steps": None, "training": training or {}})
+    return evaluate_product(train_set, test_set, networks=networks, config=full, seed=seed, quiet=quiet, device=device)
+
+
+def compare(product: Evaluation, full: Evaluation) -> dict[str, float]:
+    """The product beside the full set: fraction of its accuracy, how many times faster and smaller."""
+    return {
+        "fraction_of_full": product.mean / full.mean if full.mean else math.nan,
+        "training_speedup": full.train_seconds / product.train_seconds if product.train_seconds else math.nan,
+        "frame_bytes_ratio": full.frame_bytes / product.frame_bytes,
+        "samples_ratio": full.samples / product.samples,
+    }
+
+
+def _train_config(config: EvaluationConfig, samples: int, seed: int) -> TrainConfig:
+    training = make_train_config(config.training, "evaluation.training", seed=seed)
+    batch_size = min(training.batch_size, samples)
+    epochs = training.epochs
+    if config.steps is not None:
+        epochs = math.ceil(config.steps / math.ceil(samples / batch_size))
+    return training.model_copy(update={"batch_size": batch_size, "epochs": epochs})
+
+
+def _check_fit(product: FrameDataset, test_set: FrameDataset) -> None:
+    for name, dataset in (("product", product), ("test_set", test_set)):
+        if not len(dataset):
+            raise ArgumentError(f"{name}: holds no samples")
+    if product.frames.shape[1:] != test_set.frames.shape[1:] or product.num_classes != test_set.num_classes:
+        raise ArgumentError(
+            f"product has frames {list(product.frames.shape[1:])} and {product.num_classes} classes, test_set "
+            f"{list(test_set.frames.shape[1:])} and {test_set.num_classes}: they must be equal"
+        )

@@ -1,0 +1,189 @@
+"""The product: a small HDF5 file of frames that trains a network, with everything needed to make it again.
+
+Layout: datasets ``frames`` uint8 [num, T, 2, H, W] and ``labels`` int64 [num] (sorted by class); every field of
+:class:`Provenance` is an attribute (dictionaries and lists as JSON), beside ``format``, ``format_version`` and
+``checksum``, a SHA-256 over shape and content of frames and labels. One line loads it::
+
+    train_set = DistilledDataset.load("distilled.h5")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from snn_core.datasets import FrameDataset
+from snn_core.errors import ArgumentError, CheckpointError, StorageError
+from snn_core.files import atomic_path
+
+FORMAT = "snn_core.distilled"
+FORMAT_VERSION = 1
+_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
+PathLike = str | os.PathLike[str]
+Loaded = TypeVar("Loaded", bound="DistilledDataset")
+
+
+class Provenance(BaseModel):
+    """Where a product comes from.
+
+    ``source_name``, ``source_content_key``, ``source_description``, ``source_samples``: the real set; ``simulated``:
+    whether its recordings come from a simulated sensor; ``method``: "pace", "random", ...; ``config``: of the method;
+    ``teacher_hashes``: SHA-256 of each teacher's parameters; ``seconds``: wall-clock of making it, without teachers;
+    ``teacher_seconds``: of training the teachers (what it took when they were trained); ``measured``: results of
+    evaluations, added later.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    source_name: str
+    source_content_key: str
+    source_description: str = ""
+    source_samples: int
+    simulated: bool
+    class_names: list[str]
+    ipc: int
+    seed: int
+    config: dict[str, Any] = Field(default_factory=dict)
+    teacher_hashes: list[str] = Field(default_factory=list)
+    package_version: str
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    measured: dict[str, Any] = Field(default_factory=dict)
+
+
+def frames_checksum(frames: Tensor, labels: Tensor) -> str:
+    """SHA-256 (hex) over shape and content of ``frames`` (uint8) and ``labels`` (int64)."""
+    digest = hashlib.sha256(f"{list(frames.shape)}".encode())
+    digest.update(frames.cpu().contiguous().numpy().tobytes())
+    digest.update(labels.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+class DistilledDataset(FrameDataset):
+    """A product in memory: a :class:`snn_core.datasets.FrameDataset` that knows its provenance.
+
+    Args:
+        frames: uint8 [K * ipc, T, 2, H, W]. labels: int64 [K * ipc]. provenance: where they come from.
+
+    Raises:
+        ArgumentError: shapes, dtypes or labels that do not fit together.
+    """
+
+    def __init__(self, frames: Tensor, labels: Tensor, provenance: Provenance) -> None:
+        super().__init__(
+            frames,
+            labels,
+            [f"{provenance.method}/{provenance.class_names[label]}/{i}" for i, label in enumerate(labels.tolist())],
+            class_names=provenance.class_names,
+            name=f"{provenance.source_name}, {provenance.method}, {provenance.ipc} per class",
+            simulated=provenance.simulated,
+            content_key=frames_checksum(frames, labels),
+            description=provenance.source_description,
+        )
+        self.provenance = provenance
+
+    @classmethod
+    def load(cls: type[Loaded], path: PathLike) -> Loaded:
+        """Read a product and verify it.
+
+        Raises:
+            CheckpointError: no such file, not a product, of another version, truncated, or changed (checksum).
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointError(f"product {path} does not exist")
+        try:
+            frames, labels, attributes = _read(path)
+        # h5py raises any of these, depending on which bytes are damaged.
+        except _READ_ERRORS as error:
+            raise CheckpointError(f"{path}: not a readable product file ({error})") from error
+        found = (attributes.pop("format", None), attributes.pop("format_version", None))
+        if found != (FORMAT, FORMAT_VERSION):
+            raise CheckpointError(
+                f"{path}: holds {found[0]} version {found[1]}, need {FORMAT} version {FORMAT_VERSION}"
+            )
+        if frames is None or labels is None or attributes.pop("checksum", None) != frames_checksum(frames, labels):
+            raise CheckpointError(f"{path}: frames or labels are missing or changed (the checksum does not match)")
+        try:
+            return cls(frames, labels, Provenance.model_validate(attributes))
+        except (ValidationError, ArgumentError, IndexError) as error:
+            raise CheckpointError(f"{path}: its attributes or frames do not fit a product: {error}") from error
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the frames, uncompressed."""
+        return self.frames.numel()
+
+
+def write_product(path: PathLike, product: DistilledDataset) -> None:
+    """Write ``product`` as HDF5, atomically; the same product gives the same bytes.
+
+    Raises:
+        StorageError: the disk refuses; an earlier file of that name is intact.
+    """
+    attributes: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "checksum": frames_checksum(product.frames, product.labels),
+    }
+    for name, value in product.provenance.model_dump().items():
+        attributes[name] = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+    with atomic_path(path) as temporary:
+        try:
+            _write(temporary, product, attributes)
+        except RuntimeError as error:  # so HDF5 reports a full disk on closing
+            raise StorageError(f"cannot write {path}: {error}. Any earlier file of that name is intact.") from error
+
+
+def record_measurement(path: PathLike, name: str, value: dict[str, Any]) -> DistilledDataset:
+    """Add the result of an evaluation under ``measured[name]`` to the product at ``path``; returns the product.
+
+    Raises:
+        CheckpointError: the file is no valid product. StorageError: it cannot be written; it is then unchanged.
+    """
+    product = DistilledDataset.load(path)
+    product.provenance.measured[name] = json.loads(json.dumps(value))
+    write_product(path, product)
+    return product
+
+
+def _read(path: Path) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
+    import h5py
+
+    # No lock is needed, since products are only ever replaced as a whole, and network file systems may refuse it.
+    with h5py.File(path, "r", locking=False) as file:
+        attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
+            return None, None, attributes
+        frames, labels = file["frames"][...], file["labels"][...]
+    for name, field in Provenance.model_fields.items():
+        if isinstance(attributes.get(name), str) and field.annotation is not str:
+            attributes[name] = json.loads(attributes[name])
+    if frames.dtype != np.uint8 or labels.dtype != np.int64:
+        raise ValueError(f"frames are {frames.dtype} and labels {labels.dtype}, need uint8 and int64")
+    return torch.from_numpy(frames), torch.from_numpy(labels), attributes
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _write(path: Path, product: DistilledDataset, attributes: dict[str, Any]) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "frames", data=product.frames.numpy(), compression="gzip", compression_opts=9, shuffle=False
+        )
+        file["labels"] = product.labels.numpy().astype("<i8")
+        for name, value in sorted(attributes.items()):
+            file.attrs[name] = value

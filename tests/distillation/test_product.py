@@ -1,0 +1,150 @@
+"""The HDF5 product: round trip, use as a FrameDataset, and every way a file can be wrong."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from snn_core.datasets import FrameDataset
+from snn_core.distillation.product import DistilledDataset, Provenance, record_measurement, write_product
+from snn_core.errors import ArgumentError, CheckpointError
+
+
+def make_product(seed: int = 0) -> DistilledDataset:
+    generator = torch.Generator().manual_seed(seed)
+    provenance = Provenance(
+        method="pace",
+        source_name="made-up (simulated)",
+        source_content_key="ab" * 32,
+        source_description="train, by time",
+        source_samples=120,
+        simulated=True,
+        class_names=["zero", "one", "two"],
+        ipc=2,
+        seed=7,
+        config={"ipc": 2, "teachers": {"snapshots": [0.5, 1.0]}},
+        teacher_hashes=["cd" * 32, "ef" * 32],
+        package_version="0.0.1",
+        seconds=1.5,
+    )
+    frames = torch.randint(0, 16, (6, 3, 2, 5, 4), dtype=torch.uint8, generator=generator)
+    return DistilledDataset(frames, torch.tensor([0, 0, 1, 1, 2, 2]), provenance)
+
+
+def test_round_trip_keeps_everything(tmp_path):
+    product = make_product()
+    write_product(tmp_path / "a" / "product.h5", product)
+    loaded = DistilledDataset.load(tmp_path / "a" / "product.h5")
+    assert torch.equal(loaded.frames, product.frames)
+    assert torch.equal(loaded.labels, product.labels)
+    assert loaded.provenance == product.provenance
+    assert loaded.content_key == product.content_key
+    assert loaded.num_bytes == 6 * 3 * 2 * 5 * 4
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["product.h5"]
+
+
+def test_it_is_a_frame_dataset():
+    product = make_product()
+    assert isinstance(product, FrameDataset)
+    assert (len(product), product.num_classes, product.T, product.sensor_size) == (6, 3, 3, (4, 5, 2))
+    frames, label = product[3]
+    assert frames.dtype == torch.uint8
+    assert label == 1
+    assert len(set(product.ids)) == 6
+    assert "simulated" in repr(product)
+    batch, _ = next(iter(torch.utils.data.DataLoader(product, batch_size=4)))
+    assert batch.shape == (4, 3, 2, 5, 4)
+
+
+def test_layout_on_disk_is_as_documented(tmp_path):
+    write_product(tmp_path / "p.h5", make_product())
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert file["frames"].dtype == np.uint8
+        assert file["frames"].shape == (6, 3, 2, 5, 4)
+        assert file["labels"][...].tolist() == [0, 0, 1, 1, 2, 2]
+        for name in ("source_name", "source_content_key", "simulated", "config", "seed", "teacher_hashes", "checksum"):
+            assert name in file.attrs
+        assert file.attrs["seed"] == 7
+        assert bool(file.attrs["simulated"]) is True
+
+
+def test_same_product_same_bytes(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        write_product(tmp_path / name, make_product())
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_measurements_are_added(tmp_path):
+    path = tmp_path / "p.h5"
+    write_product(path, make_product())
+    record_measurement(path, "conv-snn", {"mean": 0.81})
+    record_measurement(path, "wide", {"mean": 0.8})
+    loaded = DistilledDataset.load(path)
+    assert loaded.provenance.measured == {"conv-snn": {"mean": 0.81}, "wide": {"mean": 0.8}}
+    assert torch.equal(loaded.frames, make_product().frames)
+
+
+def test_missing_and_foreign_files(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        DistilledDataset.load(tmp_path / "none.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(CheckpointError, match="not a readable"):
+        DistilledDataset.load(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(CheckpointError, match="None version None"):
+        DistilledDataset.load(tmp_path / "other.h5")
+
+
+def test_truncated_files_are_refused_at_any_length(tmp_path):
+    path = tmp_path / "p.h5"
+    write_product(path, make_product())
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, max(1, len(whole) // 37)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            DistilledDataset.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file["frames"].write_direct(np.zeros((6, 3, 2, 5, 4), np.uint8)), "checksum"),
+        (lambda file: file["labels"].write_direct(np.array([0, 0, 1, 1, 2, 1])), "checksum"),
+        (lambda file: file.attrs.modify("format_version", 99), "version 99"),
+        (lambda file: file.attrs.__delitem__("source_name"), "source_name"),
+        (lambda file: file.attrs.__delitem__("checksum"), "checksum"),
+        (lambda file: file.attrs.modify("config", "{broken"), "not a readable"),
+        (lambda file: file.attrs.modify("class_names", '["zero"]'), "product"),
+        (lambda file: file.__delitem__("labels"), "not a readable"),
+        (lambda file: file.attrs.modify("surprise", 1), "surprise"),
+    ],
+)
+def test_changed_files_are_refused(tmp_path, change, message):
+    path = tmp_path / "p.h5"
+    write_product(path, make_product())
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(CheckpointError, match=message):
+        DistilledDataset.load(path)
+
+
+def test_frames_that_do_not_fit_are_refused():
+    product = make_product()
+    with pytest.raises(ArgumentError, match="frames"):
+        DistilledDataset(product.frames.float(), product.labels, product.provenance)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "p.h5"
+    write_product(path, make_product())
+    before = path.read_bytes()
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(h5py.File, "create_dataset", full)
+    with pytest.raises(OSError, match="intact"):
+        write_product(path, make_product(1))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["p.h5"]

@@ -1,0 +1,112 @@
+"""The pool: snapshots, cache by content, resumption, hashes."""
+
+import os
+import signal
+import warnings
+
+import pytest
+import torch
+
+from snn_core.distillation import TeacherConfig, TeacherPool, model_hash, train_teachers
+from snn_core.errors import ArgumentError, ConfigError, InterruptedRunError
+from tests.distillation.conftest import make_bars
+
+
+def tiny(**values: object) -> TeacherConfig:
+    small = {
+        "backbone_options": {"channels": [4]},
+        "count": 2,
+        "snapshots": [0.5, 1.0],
+        "training": {"epochs": 4, "batch_size": 6, "augment": "none"},
+    }
+    return TeacherConfig.model_validate({**small, **values})
+
+
+def test_pool_holds_frozen_snapshots_of_every_seed(bars, tmp_path):
+    pool = train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
+    assert [teacher.name for teacher in pool] == ["0/0.5", "0/1", "1/0.5", "1/1"]
+    assert len(set(pool.hashes)) == 4
+    for teacher in pool:
+        assert not teacher.model.training
+        assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+        assert teacher.hash == model_hash(teacher.model)
+    assert pool.seconds > 0
+
+
+def test_second_run_takes_all_from_the_cache(bars, tmp_path, monkeypatch):
+    first = train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".safetensors"] * 4
+    monkeypatch.setattr("snn_core.distillation.teachers.train_classifier", None)
+    again = train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
+    assert again.hashes == first.hashes
+    assert again.seconds == first.seconds
+
+
+def test_cache_key_depends_on_data_seed_and_settings(bars, tmp_path):
+    train_teachers(bars, tiny(count=1), cache_dir=tmp_path, quiet=True)
+    for change in (
+        {"dataset": make_bars(seed=1)},
+        {"seed": 1},
+        {"config": tiny(count=1, training={"epochs": 4, "batch_size": 6, "augment": "shift"})},
+    ):
+        before = len(list(tmp_path.iterdir()))
+        arguments = {"dataset": bars, "config": tiny(count=1), **change}
+        train_teachers(**arguments, cache_dir=tmp_path, quiet=True)
+        assert len(list(tmp_path.iterdir())) == before + 2
+
+
+def test_training_is_repeatable_without_the_cache(bars):
+    first = train_teachers(bars, tiny(count=1), use_cache=False, quiet=True)
+    assert first.hashes == train_teachers(bars, tiny(count=1), use_cache=False, quiet=True).hashes
+
+
+def test_a_damaged_cache_file_is_replaced_with_a_warning(bars, tmp_path):
+    first = train_teachers(bars, tiny(count=1), cache_dir=tmp_path, quiet=True)
+    victim = sorted(tmp_path.iterdir())[0]
+    content = bytearray(victim.read_bytes())
+    content[-3] ^= 0xFF
+    victim.write_bytes(bytes(content))
+    with pytest.warns(UserWarning, match="trained again"):
+        again = train_teachers(bars, tiny(count=1), cache_dir=tmp_path, quiet=True)
+    assert again.hashes == first.hashes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_teachers(bars, tiny(count=1), cache_dir=tmp_path, quiet=True)
+
+
+def test_an_interrupted_teacher_goes_on_where_it_stopped(bars, tmp_path, monkeypatch):
+    whole = train_teachers(bars, tiny(), use_cache=False, quiet=True)
+    from snn_core.distillation.teachers import SnapshotHook
+
+    original, calls = SnapshotHook.step, []
+
+    def interrupting(self):
+        original(self)
+        calls.append(1)
+        if len(calls) == 8:  # after the first snapshot, before the second
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SnapshotHook, "step", interrupting)
+        with pytest.raises(InterruptedRunError):
+            train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
+    assert len(calls) == 8
+    resumed = train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
+    assert resumed.hashes == whole.hashes
+    assert all(path.is_file() for path in tmp_path.iterdir())
+
+
+def test_hash_sees_parameters_and_buffers():
+    first, second = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    assert model_hash(first) == model_hash(second)
+    second.running_mean[1] = 1e-6
+    assert model_hash(first) != model_hash(second)
+
+
+def test_bad_settings_are_named(bars):
+    with pytest.raises(ConfigError, match=r"teachers\.training.*\n*.*epoch_count"):
+        train_teachers(bars, tiny(training={"epoch_count": 3}), use_cache=False, quiet=True)
+    with pytest.raises(ArgumentError, match="backbone"):
+        train_teachers(bars, tiny(backbone="no-such"), use_cache=False, quiet=True)
+    with pytest.raises(ArgumentError, match="at least one teacher"):
+        TeacherPool.from_models({})
