@@ -192,9 +192,8 @@ class SpikeNMPruner(NMPruner):
                 state[f"{name}/{layer.name}"] = (
                     columns[:, layer.columns].t().clone(memory_format=torch.contiguous_format)
                 )
-        adam = self._adam_state()
-        if adam:
-            state["adam_step"] = adam["step"].clone()
+        if not self.frozen and self._adam_state():
+            state["adam_step"] = self._adam_state()["step"].clone()
         return state
 
     def _adam_state(self) -> dict[str, Tensor]:

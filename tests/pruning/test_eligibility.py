@@ -1,0 +1,268 @@
+"""EID: captured credit against a brute-force loop over a real backward pass."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from snn_core import IF, LIF, PLIF, reset_net
+from snn_core.errors import ArgumentError
+from snn_core.pruning import PruneConfig, SpikeNMPruner
+from snn_core.pruning.eligibility import CreditCapture, neuron_leak, soft_targets, standardise, trace, weight_gradient
+from snn_core.seeding import seeded
+from snn_core.sparsity import to_blocks
+
+T, BATCH = 4, 3
+
+
+def brute_force_linear(x_seq, delta, decay):
+    """|sum_{t, b} delta_i[t] e_j[t]| with plain loops; x_seq [T, B, in], delta [T, B, out]."""
+    credit = torch.zeros(delta.shape[-1], x_seq.shape[-1])
+    for b in range(x_seq.shape[1]):
+        for i in range(delta.shape[-1]):
+            for j in range(x_seq.shape[-1]):
+                e = 0.0
+                for t in range(x_seq.shape[0]):
+                    e = decay * e + float(x_seq[t, b, j])
+                    credit[i, j] += float(delta[t, b, i]) * e
+    return credit.abs()
+
+
+def brute_force_conv(x_seq, delta, decay, kernel):
+    """The same for a stride-1 convolution without padding; x_seq [T, B, C, H, W], delta [T, B, O, H', W']."""
+    channels, outputs = x_seq.shape[2], delta.shape[2]
+    credit = torch.zeros(outputs, channels, kernel, kernel)
+    e = torch.zeros_like(x_seq[0])
+    for t in range(x_seq.shape[0]):
+        e = decay * e + x_seq[t]
+        for o in range(outputs):
+            for c in range(channels):
+                for u in range(kernel):
+                    for v in range(kernel):
+                        window = e[:, c, u : u + delta.shape[3], v : v + delta.shape[4]]
+                        credit[o, c, u, v] += (delta[t, :, o] * window).sum()
+    return credit.abs()
+
+
+def make_input(shape, seed=0):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4).float()
+
+
+def run(layer, neuron, x, after):
+    """Backward through layer and neuron; returns the gradient at the layer's output (the postsynaptic current)."""
+    reset_net(neuron)
+    current = layer(x)
+    current.retain_grad()
+    spikes = neuron(after(current) * 4)
+    (spikes * torch.linspace(-1, 2, spikes.numel()).view(spikes.shape)).sum().backward()
+    return current.grad
+
+
+@pytest.mark.parametrize("flattened", [False, True])
+@pytest.mark.parametrize("tau", [2.0, 4.0])
+def test_linear_credit_equals_brute_force(flattened, tau):
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(4, 3), LIF(tau=tau))
+    capture = CreditCapture("0", model[0], model, decay=None, time_steps=None)
+    capture.due = True
+    x_seq = make_input((T, BATCH, 4))
+    x = x_seq.flatten(0, 1) if flattened else x_seq
+    delta = run(model[0], model[1], x, (lambda y: y.unflatten(0, (T, BATCH))) if flattened else (lambda y: y))
+    expected = brute_force_linear(x_seq, delta.view(T, BATCH, 3), 1 - 1 / tau)
+    credit = capture.take()
+    torch.testing.assert_close(credit, expected)
+    assert float(expected.min()) > 0
+    without_trace = (delta.view(-1, 3).t() @ x_seq.view(-1, 4)).abs()
+    assert not torch.allclose(credit, without_trace)
+    assert capture.take() is None
+
+
+@pytest.mark.parametrize("flattened", [False, True])
+def test_conv_credit_equals_brute_force(flattened):
+    with seeded(0):
+        conv = nn.Conv2d(4, 2, 2, bias=False)
+        model = nn.Sequential(conv, LIF(tau=3.0))
+    capture = CreditCapture("0", conv, model, decay=None, time_steps=None)
+    capture.due = True
+    x_seq = make_input((T, BATCH, 4, 4, 3))
+
+    def layer(x):
+        return conv(x) if flattened else conv(x.flatten(0, 1)).unflatten(0, (T, BATCH))
+
+    x = x_seq.flatten(0, 1) if flattened else x_seq
+    delta = run(layer, model[1], x, (lambda y: y.unflatten(0, (T, BATCH))) if flattened else (lambda y: y))
+    expected = brute_force_conv(x_seq, delta.view(T, BATCH, 2, 3, 2), 1 - 1 / 3, 2)
+    torch.testing.assert_close(capture.take(), expected)
+    assert float(expected.max()) > 0
+
+
+def test_single_step_calls_carry_the_trace():
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(4, 3), LIF(tau=2.0, step_mode="s"))
+    capture = CreditCapture("0", model[0], model, decay=None, time_steps=None)
+    capture.due = True
+    x_seq = make_input((T, BATCH, 4))
+    for _ in range(2):  # the second optimiser step must not see the first one's trace
+        reset_net(model)
+        currents = [model[0](x) for x in x_seq]
+        for current in currents:
+            current.retain_grad()
+        spikes = torch.stack([model[1](current * 4) for current in currents])
+        (spikes * torch.linspace(-1, 2, spikes.numel()).view(spikes.shape)).sum().backward()
+        delta = torch.stack([current.grad for current in currents])
+        torch.testing.assert_close(capture.take(), brute_force_linear(x_seq, delta, 0.5))
+
+
+def test_backward_passes_of_one_step_add_up_and_nothing_is_captured_when_not_due():
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(4, 3), LIF())
+    capture = CreditCapture("0", model[0], model, decay=0.5, time_steps=None)
+    run(model[0], model[1], make_input((T, BATCH, 4)), lambda y: y)
+    assert capture.take() is None
+    capture.due = True
+    signed = 0
+    for seed in (1, 2):
+        x_seq = make_input((T, BATCH, 4), seed)
+        delta = run(model[0], model[1], x_seq, lambda y: y)
+        signed = signed + delta.flatten(0, 1).t() @ trace(x_seq, 0.5).flatten(0, 1)
+    torch.testing.assert_close(capture.take(), signed.abs())
+    model.eval()
+    run(model[0], model[1], make_input((T, BATCH, 4)), lambda y: y)
+    assert capture.take() is None
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(8, 4),
+        nn.Conv1d(8, 4, 3, stride=2, padding=1),
+        nn.Conv2d(8, 4, (3, 2), stride=(2, 1), padding=1, dilation=2),
+        nn.Conv2d(8, 4, 3, padding="same", groups=4),
+        nn.Conv2d(8, 4, 3, padding="valid"),
+        nn.Conv2d(8, 4, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(8, 4, 3, padding="same", padding_mode="reflect"),
+    ],
+    ids=str,
+)
+def test_weight_gradient_equals_autograd(layer):
+    shape = {nn.Linear: (5, 8), nn.Conv1d: (5, 8, 9), nn.Conv2d: (5, 8, 9, 7)}[type(layer)]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    output = layer(x)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    (expected,) = torch.autograd.grad(output, layer.weight, grad)
+    torch.testing.assert_close(weight_gradient(layer, x, grad), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_leaks():
+    assert neuron_leak(LIF(tau=4.0)) == pytest.approx(0.75)
+    assert neuron_leak(IF()) == 1.0
+    assert neuron_leak(PLIF(init_tau=4.0)) == pytest.approx(0.75)
+    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    from spikingjelly.activation_based import neuron
+
+    assert neuron_leak(neuron.LIFNode(tau=4.0)) == pytest.approx(0.75)
+    assert neuron_leak(neuron.ParametricLIFNode(init_tau=4.0)) == pytest.approx(0.75)
+    assert neuron_leak(neuron.IFNode()) == 1.0
+
+
+def test_targets_prefer_the_larger_credit():
+    credit = torch.tensor([[1.0, 2.0, 3.0, 10.0], [5.0, 5.0, 5.0, 5.0]]).t()
+    q = soft_targets(credit, 1.0)
+    torch.testing.assert_close(q.sum(0), torch.ones(2))
+    assert (q[:, 0].diff() > 0).all()
+    torch.testing.assert_close(q[:, 1], torch.full((4,), 0.25))
+    torch.testing.assert_close(standardise(credit)[:, 0].std(), torch.tensor(1.0))
+    assert soft_targets(credit, 0.1)[3, 0] > q[3, 0]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with seeded(0):
+            self.first, self.neuron1 = nn.Linear(6, 8), LIF()
+            self.middle, self.neuron2 = nn.Linear(8, 8), LIF()
+            self.last = nn.Linear(8, 3)
+
+    def forward(self, x_seq):
+        reset_net(self)
+        return self.last(self.neuron2(4 * self.middle(self.neuron1(4 * self.first(x_seq))))).mean(0)
+
+
+@pytest.mark.parametrize("match", ["key", "logits"])
+@pytest.mark.parametrize("use_weight", [True, False])
+def test_the_pruner_pulls_the_logits_to_the_credit(match, use_weight):
+    """Logit gradient of EID alone against autograd through the KL divergence written out."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    config = PruneConfig(
+        eid_match=match, eid_use_weight=use_weight, eid_weight=100.0, eta=0.0, kappa=1.5, sr_ste_decay=0.0, freeze=1.0
+    )
+    pruner = SpikeNMPruner(model, config=config, optimizer=optimizer, total_steps=10)
+    layer = pruner.layers[0]
+    assert layer.name == "middle"
+    initial = torch.randn(4, 16, generator=torch.Generator().manual_seed(3))
+    pruner.logits["middle"].copy_(initial.t())
+    seen = {}
+    model.middle.register_forward_hook(lambda m, a, out: seen.update(x=a[0], out=out) or out.retain_grad())
+    pruner._adam.step = lambda: seen.update(gradient=pruner._logits.grad.clone())
+    model(make_input((T, BATCH, 6))).square().sum().backward()
+    credit = brute_force_linear(seen["x"].detach(), seen["out"].grad, 0.5)
+
+    optimizer.step()
+    pruner.step()
+    weight = model.middle.weight.detach()
+    if use_weight:
+        credit = credit * weight.abs()
+    target = soft_targets(to_blocks(credit, 4).reshape(-1, 4).t(), 1.0)
+    logits = initial.clone().requires_grad_()
+    key = 1.5 * logits + (to_blocks(weight, 4).reshape(-1, 4).t().abs() / weight.abs().std())
+    distribution = torch.log_softmax(key if match == "key" else logits, 0)
+    kl = (target * (target.log() - distribution)).sum(0).mean()
+    (expected,) = torch.autograd.grad(kl, logits)
+    assert pruner.metrics()["eid"] == pytest.approx(kl.item(), rel=1e-4)
+
+    plain = SpikeNMPruner(Net(), config=config.model_copy(update={"eid_weight": 0.0}))
+    plain.begin(plain.model, torch.optim.SGD(plain.model.parameters(), lr=0.0), 10)
+    plain.logits["middle"].copy_(initial.t())
+    plain._adam.step = lambda: seen.update(loss_part=plain._logits.grad.clone())
+    plain.model(make_input((T, BATCH, 6))).square().sum().backward()
+    plain._optimizer.step()
+    torch.testing.assert_close(seen["gradient"] - seen["loss_part"], 100 * expected, rtol=1e-3, atol=1e-3)
+
+
+def test_targets_are_refreshed_every_k_steps_with_a_running_mean():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = SpikeNMPruner(model, config=PruneConfig(eid_interval=3), optimizer=optimizer, total_steps=100)
+    changed, previous = [], None
+    for step in range(7):
+        optimizer.zero_grad()
+        model(make_input((T, BATCH, 6), step)).square().sum().backward()
+        optimizer.step()
+        changed.append(previous is None or not torch.equal(previous, pruner._credit))
+        previous = pruner._credit.clone()
+        pruner.step()
+    assert changed == [True, False, False, True, False, False, True]
+
+
+def test_unknown_time_steps_are_an_error():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    capture = CreditCapture("0", model[0], model, decay=0.5, time_steps=None)
+    capture.due = True
+    with pytest.raises(ArgumentError, match="time steps at layer '0' is unknown"):
+        model(make_input((T * BATCH, 4))).sum().backward()
+    model.time_steps = 5
+    with pytest.raises(ArgumentError, match="12 rows, which is no multiple of 5"):
+        model(make_input((T * BATCH, 4))).sum().backward()
+    model.time_steps = T
+    model(make_input((T * BATCH, 4))).sum().backward()
+    assert capture.take() is not None
+
+
+def test_trace():
+    x_seq = make_input((5, 2))
+    expected = sum(x_seq[t] * 0.5 ** (4 - t) for t in range(5))
+    torch.testing.assert_close(trace(x_seq, 0.5)[-1], expected)
+    torch.testing.assert_close(trace(x_seq[1:], 0.5, trace(x_seq[:1], 0.5)[-1])[-1], expected)
+    assert math.isclose(float(trace(torch.ones(3, 1), 0.0)[2]), 1.0)
