@@ -1,0 +1,1 @@
+"""The command line ``snn``: thin commands over the Python API."""

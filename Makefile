@@ -1,0 +1,36 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both install into $(VENV) first.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+# The release of triton that goes with that torch; a torch that pins its own needs TRITON= (empty).
+TRITON ?= triton==3.7.1
+SPIKINGJELLY ?= spikingjelly>=2.0,<3
+BIN := $(VENV)/bin
+SOURCES := $(wildcard kernels/*/*.cpp kernels/*/*.h) kernels/native/build.py
+
+.PHONY: demo test lint install clean
+demo: install
+	$(BIN)/snn demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typing && mkdir -p build/typing/snn_core
+	ln -s $(CURDIR)/snn_core/* $(CURDIR)/kernels $(CURDIR)/datasets build/typing/snn_core/
+	cd build/typing && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml -p snn_core
+
+install: $(VENV)/.installed
+
+# SpikingJelly goes in without its dependencies: it requires torchvision and torchaudio, which have no CPU build.
+$(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TRITON) "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --no-deps "$(SPIKINGJELLY)"
+	touch $@
+
+clean:
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache kernels/native/*.so

@@ -1,0 +1,161 @@
+"""What the commands share: options, output folders, data, results on screen."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import snn_core
+from snn_core.cli.config import CONFIG_FILE, RunConfig, build_config, read_config_file
+from snn_core.datasets import FrameDataset, load_frames, stratified_folds
+from snn_core.errors import ArgumentError, CheckpointError
+from snn_core.files import write_json
+
+RESULT_FILE = "result.json"
+
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="digits-dvs (built in, simulated), nmnist, or a folder or zip in N-MNIST's layout."),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML or YAML file with the run's configuration.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any configuration key.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random in the run.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Folder for the results; default runs/<command>-<time>.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --output.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+StepsOption = Annotated[int | None, typer.Option("--time-steps", "-T", min=1, help="Frames a recording.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="torch device, cpu or cuda.")]
+
+
+@dataclass
+class Job:
+    """One invocation of a command: its configuration and where its results go."""
+
+    command: str
+    config: RunConfig
+    output: Path
+    resume: bool
+    as_json: bool
+    device: str
+
+    @property
+    def quiet(self) -> bool:
+        """Whether progress bars are off."""
+        return self.as_json
+
+    def finish(self, result: dict[str, Any], table: Any) -> None:
+        """Write ``result.json`` and show the result: JSON for machines, else ``table``."""
+        result = {"command": self.command, "version": snn_core.__version__, "output": str(self.output)} | result
+        write_json(self.output / RESULT_FILE, result)
+        show(result, table, self.as_json)
+
+
+#: The job of this process, for the message after an interrupt.
+current_job: Job | None = None
+
+
+def show(result: dict[str, Any], table: Any, as_json: bool) -> None:
+    """Print ``result`` as JSON, or ``table`` with rich."""
+    if as_json:
+        print(json.dumps(result, indent=2, sort_keys=True))
+        return
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def start_job(
+    command: str, *, config: Path | None, overrides: dict[str, Any], assignments: list[str] | None,
+    output: Path | None, resume: bool, as_json: bool, device: str,
+) -> Job:  # fmt: skip
+    """Build the configuration and prepare the output folder.
+
+    Raises:
+        ConfigError: a bad configuration.
+        CheckpointError: ``--resume`` on nothing.
+        ArgumentError: the output folder already holds a run, or the device does not exist.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ArgumentError(f"--device {device}: this torch has no CUDA device")
+    base: dict[str, Any] = {}
+    if resume:
+        if output is None:
+            raise CheckpointError("--resume needs --output, the folder of the interrupted run")
+        if not (output / CONFIG_FILE).is_file():
+            raise CheckpointError(f"nothing to resume: {output / CONFIG_FILE} does not exist")
+        saved = read_config_file(output / CONFIG_FILE)
+        if saved.get("command") != command:
+            raise CheckpointError(f"{output} holds a run of 'snn {saved.get('command')}', not of 'snn {command}'")
+        base = saved["config"]
+    elif output is not None and (output / CONFIG_FILE).exists():
+        raise ArgumentError(f"{output} already holds a run; use --resume, or another --output")
+    merged = build_config(config, overrides, assignments, base=base)
+    folder = output or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Only what was set is kept: a later default must not be mistaken for a choice.
+    kept = merged.model_dump(mode="json", exclude_unset=True)
+    write_json(folder / CONFIG_FILE, {"command": command, "config": kept})
+    global current_job
+    current_job = Job(command, merged, folder, resume, as_json, device)
+    return current_job
+
+
+def load_data(job: Job) -> tuple[FrameDataset, FrameDataset]:
+    """Training and test set of the run: the official splits, or a fold of the training split."""
+    data = job.config.data
+    options: dict[str, Any] = {
+        "T": data.T, "by": data.by, "seed": job.config.seed if data.source == "digits-dvs" else 0,
+        "download": data.download, "cache_dir": data.cache_dir, "limit": data.limit, "quiet": job.quiet,
+    }  # fmt: skip
+    train_set = load_frames(data.source, "train", **options)
+    if data.folds is None:
+        return train_set, load_frames(data.source, "test", **options)
+    train_part, test_part = stratified_folds(train_set.labels, data.folds, seed=0)[data.fold]
+    return train_set.subset(train_part), train_set.subset(test_part)
+
+
+def model_options(job: Job, train_set: FrameDataset) -> dict[str, Any]:
+    """Options of the backbone, with what follows from the data."""
+    width, height, channels = train_set.sensor_size
+    fixed = {"in_channels": channels, "num_classes": train_set.num_classes, "input_size": [height, width]}
+    return fixed | job.config.model.options
+
+
+def describe(train_set: FrameDataset, test_set: FrameDataset) -> dict[str, Any]:
+    """What a result says of its data."""
+    return {
+        "name": train_set.name,
+        "simulated": train_set.simulated,
+        "train_samples": len(train_set),
+        "test_samples": len(test_set),
+        "T": int(train_set.frames.shape[1]),
+        "train_key": train_set.content_key,
+        "test_key": test_set.content_key,
+    }
+
+
+def make_table(title: str, columns: list[str], rows: list[list[str]]) -> Any:
+    """A rich table: the first column left, the others right aligned."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal, on standard error."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,114 @@
+"""``snn evaluate``: what a distilled set, a checkpoint or a compressed model is worth on real test data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from snn_core.cli import common
+from snn_core.datasets import FrameDataset
+from snn_core.distillation import (
+    DistilledDataset,
+    compare,
+    create_method,
+    evaluate_full,
+    evaluate_product,
+    record_measurement,
+)
+from snn_core.errors import CheckpointError
+from snn_core.sparsity import load_compressed
+from snn_core.training import evaluate_accuracy, load_model
+from snn_core.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
+from snn_core.training.checkpoint import read_tensors
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="product.h5, model.safetensors or compressed.safetensors.")],
+    data: common.DataOption = None,
+    config: common.ConfigOption = None,
+    networks: Annotated[int | None, typer.Option(help="Fresh networks trained on a product.")] = None,
+    compare_random: Annotated[
+        bool, typer.Option("--compare-random", help="Also evaluate random selection at the same budget.")
+    ] = False,
+    compare_full: Annotated[
+        bool, typer.Option("--compare-full", help="Also train on the full training set, for the fraction reached.")
+    ] = False,
+    time_steps: common.StepsOption = None,
+    seed: common.SeedOption = None,
+    assignments: common.SetOption = None,
+    output: common.OutputOption = None,
+    device: common.DeviceOption = "cpu",
+    as_json: common.JsonOption = False,
+) -> None:
+    """Train fresh networks on a distilled product, or take a trained model as it is, and test on real data."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    overrides = {"data.source": data, "evaluate.networks": networks, "data.T": time_steps, "seed": seed}
+    job = common.start_job(
+        "evaluate", config=config, overrides=overrides, assignments=assignments, output=output, resume=False,
+        as_json=as_json, device=device,
+    )  # fmt: skip
+    if path.suffix == ".safetensors":
+        _evaluate_model(job, path)
+    else:
+        _evaluate_product(job, path, compare_random, compare_full)
+
+
+def _evaluate_model(job: common.Job, path: Path) -> None:
+    _, header = read_tensors(path)
+    model = load_model(path)[0] if header.get("format") == CHECKPOINT_FORMAT else load_compressed(path)
+    _, test_set = common.load_data(job)
+    started = time.perf_counter()
+    accuracy = evaluate_accuracy(model.to(job.device), test_set)
+    seconds = time.perf_counter() - started
+    report: dict[str, Any] = {
+        "model": str(path),
+        "format": header.get("format"),
+        "accuracy": accuracy,
+        "test_samples": len(test_set),
+        "seconds": seconds,
+        "file_bytes": path.stat().st_size,
+    }
+    rows = [
+        ["model", f"{path} ({header.get('format')})"],
+        ["test accuracy", f"{accuracy:.4f}"],
+        ["samples", str(len(test_set))],
+        ["file", f"{path.stat().st_size:,} bytes"],
+    ]
+    job.finish(report, common.make_table("Model on real test data", ["", "value"], rows))
+
+
+def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare_full: bool) -> None:
+    product = DistilledDataset.load(path)
+    train_set, test_set = common.load_data(job)
+    settings = job.config.evaluate
+    options: dict[str, Any] = {"config": settings, "seed": job.config.seed, "quiet": job.quiet, "device": job.device}
+    results = {product.provenance.method: evaluate_product(product, test_set, path=path, **options)}
+    if compare_random and product.provenance.method != "random":
+        results["random"] = evaluate_product(_random(job, product, train_set), test_set, **options)
+    if compare_full:
+        results["full data"] = evaluate_full(train_set, test_set, training=job.config.train.model_dump(exclude_unset=True), **options)
+    report: dict[str, Any] = {
+        "data": common.describe(train_set, test_set),
+        "product": str(path),
+        "results": {name: result.to_dict() for name, result in results.items()},
+    }
+    main_result = next(iter(results.values()))
+    if "full data" in results:
+        report["compared"] = compare(main_result, results["full data"])
+    record_measurement(path, f"accuracy on {test_set.name}", {"mean": main_result.mean, "std": main_result.std})
+    rows = [
+        [name, str(result.samples), f"{result.mean:.4f} ± {result.std:.4f}", f"{result.train_seconds:.1f} s",
+         f"{result.frame_bytes:,}"]
+        for name, result in results.items()
+    ]  # fmt: skip
+    title = f"Fresh networks trained on each, tested on {len(test_set)} samples of {test_set.name}"
+    job.finish(report, common.make_table(title, ["trained on", "samples", "accuracy", "training", "bytes"], rows))
+
+
+def _random(job: common.Job, product: DistilledDataset, train_set: FrameDataset) -> DistilledDataset:
+    settings = job.config.distill_config().model_copy(update={"ipc": product.provenance.ipc})
+    return create_method("random")(train_set, settings, seed=job.config.seed)

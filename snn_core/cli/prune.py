@@ -1,0 +1,113 @@
+"""``snn prune``: train a spiking network that is N:M sparse from the start of its life to the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from snn_core.backbones import create
+from snn_core.cli import common
+from snn_core.pruning import create_pruner
+from snn_core.sparsity import check_nm, load_compressed, save_compressed
+from snn_core.training import evaluate_accuracy, predict_logits, save_checkpoint, train_classifier
+
+DENSE_FILE, COMPRESSED_FILE = "model.safetensors", "compressed.safetensors"
+
+
+def prune(
+    data: common.DataOption = None,
+    config: common.ConfigOption = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M, at most N non-zeros in each block of M weights.")] = None,
+    method: Annotated[str | None, typer.Option(help="spikenm, or a comparison: sr-ste, random.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training set.")] = None,
+    time_steps: common.StepsOption = None,
+    seed: common.SeedOption = None,
+    assignments: common.SetOption = None,
+    output: common.OutputOption = None,
+    resume: common.ResumeOption = False,
+    device: common.DeviceOption = "cpu",
+    as_json: common.JsonOption = False,
+) -> None:
+    """Prune from scratch; writes a dense checkpoint with masks and a compressed model."""
+    overrides = {
+        "data.source": data, "prune.pattern": pattern, "prune.method": method, "train.epochs": epochs,
+        "data.T": time_steps, "seed": seed,
+    }  # fmt: skip
+    job = common.start_job(
+        "prune", config=config, overrides=overrides, assignments=assignments, output=output, resume=resume,
+        as_json=as_json, device=device,
+    )  # fmt: skip
+    train_set, test_set = common.load_data(job)
+    model = create(job.config.model.name, seed=job.config.seed, **common.model_options(job, train_set))
+    pruner = create_pruner(job.config.prune.method, model, job.config.prune_config())
+    result = train_classifier(
+        model, train_set, job.config.train_config(), hooks=[pruner], output=job.output, resume=resume, name="prune",
+        quiet=job.quiet, device=device,
+    )  # fmt: skip
+    report: dict[str, Any] = {
+        "data": common.describe(train_set, test_set),
+        "method": job.config.prune.method,
+        "pattern": str(pruner.pattern),
+        "accuracy": evaluate_accuracy(model, test_set),
+        "seconds": result.seconds,
+        "layers": [_layer(model, item) for item in pruner.report()],
+        "history": result.history,
+    }
+    model.to("cpu")
+    masks = {name: mask.cpu() for name, mask in pruner.masks.items()}
+    summary = {key: report[key] for key in ("data", "method", "pattern", "accuracy")}
+    extra = {f"mask/{name}": mask for name, mask in masks.items()}
+    save_checkpoint(job.output / DENSE_FILE, model, summary, extra=extra)
+    report |= _compress(job, model, pruner.patterns, masks, summary, test_set)
+    job.finish(report, _table(job, report))
+
+
+def _layer(model: torch.nn.Module, item: Any) -> dict[str, Any]:
+    weight = model.get_submodule(item.name).weight
+    return {
+        "name": item.name,
+        "state": item.state,
+        "reason": item.reason,
+        "weights": weight.numel(),
+        "kept": int((weight != 0).sum()),
+        "blocks_over_pattern": check_nm(weight, item.pattern) if item.pattern else 0,
+    }
+
+
+def _compress(
+    job: common.Job, model: torch.nn.Module, patterns: dict[str, str], masks: dict[str, torch.Tensor],
+    summary: dict[str, Any], test_set: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the compressed model, read it back, and compare every logit of the test set."""
+    path = job.output / COMPRESSED_FILE
+    save_compressed(path, model, patterns, masks, summary)
+    started = time.perf_counter()
+    reloaded = load_compressed(path)
+    seconds = time.perf_counter() - started
+    identical = torch.equal(predict_logits(model, test_set), predict_logits(reloaded, test_set))
+    return {
+        "reloaded_logits_identical": identical,
+        "reload_seconds": seconds,
+        "dense_bytes": (job.output / DENSE_FILE).stat().st_size,
+        "compressed_bytes": path.stat().st_size,
+    }
+
+
+def _table(job: common.Job, report: dict[str, Any]) -> Any:
+    pruned = [layer for layer in report["layers"] if layer["state"] == "pruned"]
+    weights, kept = sum(layer["weights"] for layer in pruned), sum(layer["kept"] for layer in pruned)
+    over = sum(layer["blocks_over_pattern"] for layer in pruned)
+    rows = [
+        ["data", report["data"]["name"]],
+        ["method", f"{report['method']} {report['pattern']}"],
+        ["test accuracy", f"{report['accuracy']:.4f}"],
+        ["pruned layers", f"{len(pruned)}: {kept:,} of {weights:,} weights kept, {over} blocks over the pattern"],
+        *[[f"dense: {layer['name']}", layer["reason"]] for layer in report["layers"] if layer["state"] == "dense"],
+        ["compressed file", f"{report['compressed_bytes']:,} bytes ({job.output / COMPRESSED_FILE})"],
+        ["reloaded logits", "bit-identical" if report["reloaded_logits_identical"] else "DIFFERENT"],
+        ["training", f"{report['seconds']:.1f} s"],
+    ]
+    return common.make_table("Pruned spiking network", ["", "value"], rows)
