@@ -269,7 +269,7 @@ def test_non_finite_values_stop_and_name_the_layer():
     pruner = SpikeNMPruner(model, config=CONFIG, optimizer=optimizer, total_steps=STEPS)
     train(model, optimizer, pruner, range(2))
     before = pruner.logits["line"].clone()
-    with pytest.raises(NonFiniteError, match="'line'.*gradient of the logits"):
+    with pytest.raises(NonFiniteError, match=r"'line'.*gradient of the logits"):
         train(model, optimizer, pruner, [2], lambda: model.line.weight.grad.fill_(float("nan")))
     assert torch.equal(pruner.logits["line"], before)
     pruner.step()
