@@ -187,6 +187,13 @@ struct RowView {
 template <int K>
 Geometry<K> make_geometry(const Tensor& x, const std::array<const Tensor*, K>& operands) {
   if (x.dim() - 1 > kMaxDims) throw std::runtime_error("lif: more than 24 dimensions");
+  for (const Tensor* t : operands) {
+    bool fits = t == nullptr || t->dim() == x.dim() || t->dim() == x.dim() - 1;
+    for (int64_t d = 1; t != nullptr && fits && d < x.dim(); ++d) {
+      fits = t->size(t->dim() == x.dim() ? d : d - 1) == x.size(d);
+    }
+    if (!fits) throw std::runtime_error("lif: a state or gradient has another shape than x_seq asks for");
+  }
   Geometry<K> geometry;
   for (int64_t d = 1; d < x.dim(); ++d) {
     std::array<int64_t, K> strides{};

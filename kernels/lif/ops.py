@@ -51,13 +51,15 @@ def _lif_backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x_seq, v0, reciprocal_tau, *options = inputs
     ctx.save_for_backward(x_seq, v0, reciprocal_tau)
-    ctx.options = options[:-1]
+    *ctx.options, ctx.return_v_seq = options
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_s: Tensor | None, grad_v_last: Tensor | None, grad_v_seq: Tensor | None) -> tuple[Any, ...]:
     x_seq, v0, reciprocal_tau = ctx.saved_tensors
     nothing = (None,) * 8
+    if not ctx.return_v_seq:
+        grad_v_seq = None  # of the empty tensor that stands for it
     if grad_s is None and grad_v_last is None and grad_v_seq is None:
         return None, None, None, *nothing
     grad_x, grad_v0, grad_reciprocal_tau = torch.ops.snn_core.lif_backward(

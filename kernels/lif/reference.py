@@ -84,7 +84,9 @@ def lif(
         h = v + scaled if decay_input else v - scaled + x
         s = spike_function(h - v_threshold, surrogate, alpha)
         gate = s.detach() if detach_reset else s
-        v = h - gate * v_threshold if v_reset is None else gate * v_reset + (1 - gate) * h
+        # An infinite h spikes and is reset; only the product 0 * inf must not make it NaN.
+        kept = h.clamp(max=torch.finfo(state_dtype).max)
+        v = h - gate * v_threshold if v_reset is None else gate * v_reset + (1 - gate) * kept
         spikes.append(s.to(x_seq.dtype))
         potentials.append(v)
     return torch.stack(spikes), v, torch.stack(potentials)

@@ -40,7 +40,7 @@ def cpu_library() -> NativeLibrary:
         if find_torch_include() is None:
             missing.append("torch's headers")
         hint = f"missing here: {', '.join(missing)}; then run" if missing else "build it with"
-        return NativeLibrary(False, f"not built; {hint} python -m snn_core.kernels.native.build", "")
+        return NativeLibrary(False, f"not built; {hint} python -m snn_core.kernels.native", "")
     try:
         torch.ops.load_library(str(LIBRARY_PATH))
         library = ctypes.CDLL(str(LIBRARY_PATH))
@@ -50,12 +50,20 @@ def cpu_library() -> NativeLibrary:
     return NativeLibrary(True, "", library.snn_core_active_isa().decode())
 
 
+@torch.compiler.assume_constant_result
+def _cpu_available() -> bool:
+    """For use inside compiled graphs: a constant of the process, not something to trace into."""
+    return cpu_library().available
+
+
 def compiled_instruction_sets() -> tuple[str, ...]:
     """Instruction sets for which kernels are compiled on this architecture."""
     return tuple(instruction_sets())
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, native_dtypes: tuple[torch.dtype, ...]) -> str:
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, native_dtypes: tuple[torch.dtype, ...]
+) -> str:
     """The backend that an operator uses for a tensor of this device and dtype.
 
     ``"auto"`` (after the environment variable SNN_BACKEND) takes the fastest one that is there. A backend that is
@@ -71,11 +79,11 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, nati
         raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(BACKENDS)}")
     fits = device.type == "cpu" and dtype in native_dtypes
     if wanted == "auto":
-        return "cpp" if fits and cpu_library().available else "reference"
+        return "cpp" if fits and _cpu_available() else "reference"
     if wanted == "cpp":
         if not fits:
             allowed = ", ".join(str(item) for item in native_dtypes)
             raise BackendUnavailableError(f"backend 'cpp' takes CPU tensors of {allowed}; got {dtype} on {device}")
-        if not cpu_library().available:
+        if not _cpu_available():
             raise BackendUnavailableError(f"backend 'cpp' is not available: native library {cpu_library().reason}")
     return wanted

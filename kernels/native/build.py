@@ -1,6 +1,6 @@
 """Compile the native CPU library on torch's stable ABI.
 
-Used by setup.py while the package is installed and by ``python -m snn_core.kernels.native.build`` afterwards (when a
+Used by setup.py while the package is installed and by ``python -m snn_core.kernels.native`` afterwards (when a
 compiler was added later). It imports neither torch nor the rest of the package: it only needs torch's headers.
 
 One source is compiled once per instruction set (see ``INSTRUCTION_SETS``); the library picks a body at run time. It
@@ -133,7 +133,3 @@ def main() -> int:
         print(f"snn-core: the native CPU library was not built: {error}")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
