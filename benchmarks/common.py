@@ -1,0 +1,118 @@
+"""What the benchmark scripts share: a description of the machine, medians, cells run in parallel processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import snn_core
+from snn_core.files import sha256_json, write_json
+from snn_core.kernels.native import cpu_library
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Cell = dict[str, Any]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, versions and commit, as every result file records them."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "snn_core": snn_core.__version__,
+        "native_isa": cpu_library().isa or "none",
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    folder = Path(__file__).resolve().parent
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or "unknown"
+
+
+def command_line() -> str:
+    """The command that made the result, from the repository's root."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def write_result(path: Path, body: dict[str, Any]) -> None:
+    """Write a result file with machine and command, atomically."""
+    write_json(path, {"command": command_line(), "machine": machine()} | body)
+    print(f"wrote {path}")
+
+
+def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:
+    """``--json``: where the result goes."""
+    parser.add_argument("--json", type=Path, default=RESULTS / name, help="result file")
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Median wall-clock of ``repeats`` calls, after one that is not counted."""
+    run()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Mean, sample standard deviation and count."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": deviation, "count": len(values)}
+
+
+def run_cells(cells: list[Cell], work: Callable[[Cell], Cell], folder: Path, processes: int) -> list[Cell]:
+    """Run every cell in its own process with one torch thread; finished cells are kept in ``folder`` and not rerun.
+
+    Args:
+        cells: JSON-serialisable descriptions; ``work(cell)`` returns the result.
+        folder: one small file a finished cell, so that an interrupted grid goes on where it stopped.
+        processes: how many at once.
+
+    Returns:
+        ``cell | {"result": ...}`` in the order of ``cells``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{sha256_json(cell)[:24]}.json" for cell in cells]
+    todo = [(cell, file) for cell, file in zip(cells, files, strict=True) if not file.is_file()]
+    print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; {processes} processes", flush=True)
+    context = multiprocessing.get_context("spawn")
+    started = time.perf_counter()
+    with context.Pool(processes, initializer=_one_thread) as pool:
+        jobs = [(file, cell, pool.apply_async(work, (cell,))) for cell, file in todo]
+        for number, (file, cell, job) in enumerate(jobs, 1):
+            write_json(file, cell | {"result": job.get()})
+            left = (time.perf_counter() - started) / number * (len(jobs) - number)
+            print(f"{number}/{len(jobs)} {cell}; about {left / 60:.0f} min left", flush=True)
+    return [json.loads(file.read_text()) for file in files]
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
