@@ -74,12 +74,15 @@ class SpikeNMPruner(NMPruner):
         key = self._logits.detach() * schedule.kappa
         if self.config.rho == 0:
             return key
-        return key.add_(self.group.gather(self._anchor), alpha=self.config.rho)
+        return key.add_(self._anchor(), alpha=self.config.rho)
 
-    @staticmethod
-    def _anchor(layer: PrunedLayer) -> Tensor:
-        magnitude = layer.weight.detach().abs()
-        return magnitude.div_(magnitude.std().clamp(min=1e-12))
+    def _anchor(self) -> Tensor:
+        """``|w| / std(|w|)`` of every layer, ``[M, blocks]``; the deviation is that of the whole layer."""
+        magnitude = self.group.gather(lambda layer: layer.weight.detach()).abs_()
+        for layer in self.layers:
+            part = magnitude[:, layer.columns]
+            part.div_(part.std().clamp(min=1e-12))
+        return magnitude
 
     def _evaluation_key(self) -> Tensor:
         return self._clean_key(self.schedule())
