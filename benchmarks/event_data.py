@@ -1,8 +1,8 @@
 """Event data: speed beside tonic's on the same real recordings, and simulated digits-dvs beside real N-MNIST.
 
-    python benchmarks/event_data.py --output benchmarks/results/event_data.json
+    OMP_NUM_THREADS=1 python benchmarks/event_data.py --output benchmarks/results/event_data.json
 
-One thread. Speeds are the best of ``--repeats`` passes over the 850 recordings of nmnist_850.zip, results compared for
+One thread (numpy's too, hence the variable). Speeds are the best of ``--repeats`` passes over the 850 recordings of nmnist_850.zip, results compared for
 equality first. Accuracies are those of an RBF-SVM (C = 10) on log(1 + count) of 3 frames of equal time.
 """
 
@@ -150,6 +150,7 @@ def environment() -> dict[str, Any]:
             (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
         ),
         "cores": os.cpu_count(),
+        "load_average_at_start": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "torch": torch.__version__,
@@ -167,7 +168,8 @@ def main() -> None:
     sources = {"digits-dvs (simulated)": "digits-dvs", "N-MNIST (real, 850 recordings)": "nmnist"}
     with tempfile.TemporaryDirectory() as cache:
         result = {
-            "command": f"python benchmarks/event_data.py --output {arguments.output} --repeats {arguments.repeats}",
+            "command": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python benchmarks/event_data.py "
+            f"--output {arguments.output} --repeats {arguments.repeats}",
             "environment": environment(),
             "million_events_per_second": speeds(arguments.repeats),
             "event_statistics": {name: statistics(source) for name, source in sources.items()},

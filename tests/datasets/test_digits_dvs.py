@@ -73,7 +73,7 @@ def test_figures_are_near_those_of_real_recordings(recordings: list[tuple[np.nda
     counts = [len(events) for events, _, _ in recordings]
     assert 3600 < np.mean(counts) < 4700
     assert 0.47 < np.mean([events["p"].mean() for events, _, _ in recordings]) < 0.54
-    rate = sum(np.histogram(events["t"], np.arange(0, 310_000, 10_000))[0] for events, _, _ in recordings)
+    rate, _ = np.histogram(np.concatenate([events["t"] for events, _, _ in recordings]), np.arange(0, 310_000, 10_000))
     moving, resting = rate[[4, 14, 24]], rate[[9, 19, 29]]
     assert moving.min() > 20 * resting.max()
 

@@ -22,7 +22,7 @@ def test_frames_are_those_of_the_kernel(layout: Path) -> None:
         assert dataset.frames.shape == (12, 4, 2, 34, 34)
         assert dataset.labels.dtype == torch.int64
         for index, (events, label, name) in enumerate(iterate_events(layout, "all")):
-            expected, _ = event_frames(events, (34, 34, 2), **{argument: 4})  # type: ignore[arg-type]
+            expected, _ = event_frames(events, (34, 34, 2), **{argument: 4})
             frames, found = dataset[index]
             np.testing.assert_array_equal(frames.numpy(), expected)
             assert (found, dataset.ids[index]) == (label, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tonic.transforms import ToFrame
@@ -113,7 +115,7 @@ def test_boolean_polarity_and_other_field_order() -> None:
 
 
 @pytest.mark.parametrize("bins", [{"n_time_bins": 3}, {"n_time_bins": 16}, {"n_event_bins": 5}])
-def test_real_recordings_equal_tonic(nmnist_zip: object, bins: dict[str, int]) -> None:
+def test_real_recordings_equal_tonic(nmnist_zip: Path, bins: dict[str, int]) -> None:
     for events, _, _ in iterate_events(nmnist_zip, "test", limit=20):
         frames, saturated = event_frames(events, (34, 34, 2), **bins)
         np.testing.assert_array_equal(frames, tonic_frames(events, (34, 34, 2), **bins))
