@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from snn_core.kernels.topk_sampler.reference import EPSILON, perturbed_key
 from torch import Tensor
 
 from snn_core.errors import ArgumentError
+from snn_core.kernels.topk_sampler.reference import EPSILON, perturbed_key
 
 _LIBRARY = torch.library.Library("snn_core", "FRAGMENT")
 _LIBRARY.define("topk_hard(Tensor key, int n) -> Tensor")
@@ -231,7 +231,7 @@ def gumbel_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator
     return uniform.clamp_(min=2.0**-25).log_().neg_().log_().neg_()
 
 
-def sample_topk(
+def topk_sampler(
     logits: Tensor,
     n: int,
     *,
