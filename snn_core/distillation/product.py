@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from snn_core.datasets import FrameDataset
-from snn_core.errors import ArgumentError, CheckpointError, StorageError
-from snn_core.files import atomic_path
+from snn_core.datasets.hdf5 import write_hdf5
+from snn_core.errors import ArgumentError, CheckpointError
 
 FORMAT = "snn_core.distilled"
 FORMAT_VERSION = 1
@@ -137,11 +137,14 @@ def write_product(path: PathLike, product: DistilledDataset) -> None:
     }
     for name, value in product.provenance.model_dump().items():
         attributes[name] = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
-    with atomic_path(path) as temporary:
-        try:
-            _write(temporary, product, attributes)
-        except RuntimeError as error:  # so HDF5 reports a full disk on closing
-            raise StorageError(f"cannot write {path}: {error}. Any earlier file of that name is intact.") from error
+
+    def fill(file: Any) -> None:
+        file.create_dataset("frames", data=product.frames.numpy(), compression="gzip", compression_opts=9)
+        file["labels"] = product.labels.numpy().astype("<i8")
+        for name, value in sorted(attributes.items()):
+            file.attrs[name] = value
+
+    write_hdf5(path, fill)
 
 
 def record_measurement(path: PathLike, name: str, value: dict[str, Any]) -> DistilledDataset:
@@ -175,15 +178,3 @@ def _read(path: Path) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _write(path: Path, product: DistilledDataset, attributes: dict[str, Any]) -> None:
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        file.create_dataset(
-            "frames", data=product.frames.numpy(), compression="gzip", compression_opts=9, shuffle=False
-        )
-        file["labels"] = product.labels.numpy().astype("<i8")
-        for name, value in sorted(attributes.items()):
-            file.attrs[name] = value

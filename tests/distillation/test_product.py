@@ -7,7 +7,7 @@ import torch
 
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.product import DistilledDataset, Provenance, record_measurement, write_product
-from snn_core.errors import ArgumentError, CheckpointError
+from snn_core.errors import ArgumentError, CheckpointError, StorageError
 
 
 def make_product(seed: int = 0) -> DistilledDataset:
@@ -143,8 +143,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(h5py.File, "create_dataset", full)
-    with pytest.raises(OSError, match="intact"):
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(StorageError, match="intact"):
         write_product(path, make_product(1))
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["p.h5"]
