@@ -1,7 +1,7 @@
 """Build of the native CPU library and the mapping of kernels/ and datasets/ under ``snn_core``.
 
 Everything declarative is in pyproject.toml. Without a C++ compiler or without torch's headers the package installs all
-the same and says what is missing; ``snn doctor`` repeats it, and ``python -m snn_core.kernels.native.build`` builds later.
+the same and says what is missing; ``snn doctor`` repeats it, and ``python -m snn_core.kernels.native`` builds later.
 """
 
 import importlib.util
@@ -50,7 +50,7 @@ class BuildNative(build_ext):
             print(
                 f"\nsnn-core: installing WITHOUT the native CPU library: {error}\n"
                 "snn-core: everything works on the plain torch backend, slower. To build it later:\n"
-                "snn-core:     python -m snn_core.kernels.native.build\n",
+                "snn-core:     python -m snn_core.kernels.native\n",
                 file=sys.stderr,
             )
 

@@ -39,7 +39,12 @@ def compare(steps: int, neurons: int, dtype: torch.dtype, repeats: int) -> dict[
     mine, other = measure(ours, x, gradient), measure(theirs, x, gradient)
     spikes_equal = torch.equal(mine[2], other[2])
     error = ((mine[3] - other[3]).float().norm() / other[3].float().norm()).item()
-    times: dict[str, list[float]] = {"ours_forward": [], "ours_backward": [], "theirs_forward": [], "theirs_backward": []}
+    times: dict[str, list[float]] = {
+        "ours_forward": [],
+        "ours_backward": [],
+        "theirs_forward": [],
+        "theirs_backward": [],
+    }
     for _ in range(repeats):
         for name, layer in (("ours", ours), ("theirs", theirs)):
             forward, backward, *_ = measure(layer, x, gradient)

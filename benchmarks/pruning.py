@@ -16,6 +16,7 @@ from common import Cell, add_json_option, run_cells, summary, write_result
 
 from snn_core.backbones import create
 from snn_core.datasets import load_frames, stratified_folds
+from snn_core.files import sha256_json
 from snn_core.pruning import METHODS, PruneConfig, create_pruner
 from snn_core.sparsity import check_nm
 from snn_core.training import TrainConfig, evaluate_accuracy, train_classifier
@@ -39,7 +40,7 @@ def run(cell: Cell) -> Cell:
     outcome = train_classifier(model, train_set, config, hooks=hooks, quiet=True)
     result: dict[str, Any] = {"accuracy": evaluate_accuracy(model, test_set), "seconds": outcome.seconds}
     for hook in hooks:
-        weights = {name: model.get_submodule(name).weight for name in hook.patterns}
+        weights = {name: model.get_parameter(f"{name}.weight") for name in hook.patterns}
         result["blocks_over_pattern"] = sum(check_nm(weight, cell["pattern"]) for weight in weights.values())
         result["kept"] = sum(int((weight != 0).sum()) for weight in weights.values())
         result["weights"] = sum(weight.numel() for weight in weights.values())
@@ -76,7 +77,9 @@ def tabulate(finished: list[Cell]) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(f"{'method':10} {'pattern':>7} {'5-fold accuracy':>17} {'minus dense':>17} {'test':>15} {'over N:M':>8} {'s/run':>6}")
+    print(
+        f"{'method':10} {'pattern':>7} {'5-fold accuracy':>17} {'minus dense':>17} {'test':>15} {'over N:M':>8} {'s/run':>6}"
+    )
     for row in rows:
         parts = [
             f"{row[key]['mean']:.4f} ± {row[key]['std']:.4f}" if key in row else "-"
@@ -103,8 +106,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-pruning"), help="finished cells")
     add_json_option(parser, "pruning_nmnist.json")
     arguments = parser.parse_args()
+    settings = {"train": TrainConfig().model_dump(), "prune": PruneConfig().model_dump(mode="json")}
     base = {
-        "data": arguments.data, "T": arguments.time_steps, "channels": arguments.channels, "epochs": arguments.epochs
+        "data": arguments.data, "T": arguments.time_steps, "channels": arguments.channels, "epochs": arguments.epochs,
+        "settings": sha256_json(settings)[:12],  # a cell of other defaults is another cell
     }  # fmt: skip
     cells = [
         base | {"method": method, "pattern": pattern, "seed": seed, "fold": "test" if fold == "test" else int(fold)}
@@ -116,7 +121,6 @@ def main() -> None:
     finished = run_cells(cells, run, arguments.work, arguments.processes)
     rows = tabulate(finished)
     show(rows)
-    settings = {"train": TrainConfig().model_dump(), "prune": PruneConfig().model_dump(mode="json")}
     write_result(arguments.json, {"settings": settings, "rows": rows, "cells": finished})
 
 

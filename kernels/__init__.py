@@ -1,5 +1,7 @@
 """Operators on tensors; imports with torch and numpy alone."""
 
+from snn_core.kernels.event_frames import event_frames
 from snn_core.kernels.lif import lif
+from snn_core.kernels.topk_sampler import sample_topk
 
-__all__ = ["lif"]
+__all__ = ["event_frames", "lif", "sample_topk"]

@@ -12,6 +12,8 @@ from snn_core.errors import ArgumentError
 from snn_core.kernels.lif import lif
 from snn_core.surrogate import ATan, as_surrogate
 
+DEFAULT_SURROGATE = ATan()
+
 
 class SpikingNeuron(nn.Module):
     """Common part of the neurons: state, step mode, reset.
@@ -128,7 +130,7 @@ class LIF(SpikingNeuron):
         decay_input: bool = True,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        surrogate_function: Any = ATan(),
+        surrogate_function: Any = DEFAULT_SURROGATE,
         detach_reset: bool = False,
         step_mode: str = "m",
         store_v_seq: bool = False,
@@ -150,7 +152,7 @@ class IF(SpikingNeuron):
         self,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        surrogate_function: Any = ATan(),
+        surrogate_function: Any = DEFAULT_SURROGATE,
         detach_reset: bool = False,
         step_mode: str = "m",
         store_v_seq: bool = False,
@@ -176,7 +178,7 @@ class PLIF(SpikingNeuron):
         decay_input: bool = True,
         v_threshold: float = 1.0,
         v_reset: float | None = 0.0,
-        surrogate_function: Any = ATan(),
+        surrogate_function: Any = DEFAULT_SURROGATE,
         detach_reset: bool = False,
         step_mode: str = "m",
         store_v_seq: bool = False,

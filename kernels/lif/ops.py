@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_s: Tensor | None, grad_v_last: Tensor | None, grad_v_seq: Tensor | None) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, grad_s: Tensor | None, grad_v_last: Tensor | None, grad_v_seq: Tensor | None
+) -> tuple[Any, ...]:
     x_seq, v0, reciprocal_tau = ctx.saved_tensors
     nothing = (None,) * 8
     if not ctx.return_v_seq:
@@ -83,13 +85,6 @@ def _refuse_double_backward(ctx: Any, *gradients: Any) -> Any:
 
 
 torch.library.register_autograd("snn_core::lif_backward", _refuse_double_backward, lib=_LIBRARY)
-
-
-
-@overload
-def lif(x_seq: Tensor, v0: Tensor | None = ..., *, return_v_seq: Literal[False] = ..., **options: Any) -> tuple[Tensor, Tensor]: ...
-@overload
-def lif(x_seq: Tensor, v0: Tensor | None = ..., *, return_v_seq: Literal[True], **options: Any) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def lif(

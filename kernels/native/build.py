@@ -101,9 +101,7 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
     isas = instruction_sets()
     defines = [f"-DSNN_HAS_{isa.upper()}" for isa in isas]
     jobs: list[tuple[str, str, list[str]]] = [(source, "", []) for source in COMMON_SOURCES]
-    jobs += [
-        (source, isa, [f"-DSNN_ISA={isa}", *flags]) for source in PER_ISA_SOURCES for isa, flags in isas.items()
-    ]
+    jobs += [(source, isa, [f"-DSNN_ISA={isa}", *flags]) for source in PER_ISA_SOURCES for isa, flags in isas.items()]
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder) / f"{Path(source).stem}_{isa or 'common'}.o") for source, isa, _ in jobs]
         commands = [

@@ -6,8 +6,8 @@ from snn_core.kernels.topk_sampler.ops import (
     hard_topk,
     relaxed_topk,
     relaxed_topk_backward,
+    sample_topk,
     straight_through,
-    topk_sampler,
 )
 
 __all__ = [
@@ -16,6 +16,6 @@ __all__ = [
     "hard_topk",
     "relaxed_topk",
     "relaxed_topk_backward",
+    "sample_topk",
     "straight_through",
-    "topk_sampler",
 ]

@@ -231,7 +231,7 @@ def gumbel_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator
     return uniform.clamp_(min=2.0**-25).log_().neg_().log_().neg_()
 
 
-def topk_sampler(
+def sample_topk(
     logits: Tensor,
     n: int,
     *,

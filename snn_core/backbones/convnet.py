@@ -26,10 +26,11 @@ def _neuron(kind: str, tau: float, detach_reset: bool, backend: str) -> SpikingN
 class ConvBlock(nn.Module):
     """Convolution, batch norm, spiking neuron, pooling. ``[T, B, C, H, W]`` in and out."""
 
-    def __init__(self, conv: nn.Conv2d, neuron: SpikingNeuron, pool: nn.Module) -> None:
+    def __init__(self, conv: nn.Conv2d, neuron: SpikingNeuron, pool: nn.Module, norm_gain: float) -> None:
         super().__init__()
         self.conv = conv
         self.norm = nn.BatchNorm2d(conv.out_channels)
+        nn.init.constant_(self.norm.weight, norm_gain)
         self.neuron = neuron
         self.pool = pool
 
@@ -53,6 +54,8 @@ class ConvSNN(nn.Module):
         stem_kernel, stem_stride: of the first convolution; the others are 3 x 3, stride 1.
         pool: ``"max"`` (keeps spikes binary) or ``"avg"``; 2 x 2 after every block that is still at least 2 wide.
         neuron: ``"lif"``, ``"plif"`` or ``"if"``; tau, detach_reset: its arguments.
+        norm_gain: initial scale of the batch norms; 2 makes up for the division of the input by tau = 2 (in 5-fold
+            cross-validation on N-MNIST 0.964 against 0.952 with 1, one seed).
         dropout: before the read-out.
         input_transform: ``"log1p"`` of the counts, or ``"none"``.
         backend: kernel backend of the neurons.
@@ -73,6 +76,7 @@ class ConvSNN(nn.Module):
         neuron: str = "lif",
         tau: float = 2.0,
         detach_reset: bool = True,
+        norm_gain: float = 2.0,
         dropout: float = 0.2,
         input_transform: str = "log1p",
         backend: str = "auto",
@@ -99,7 +103,7 @@ class ConvSNN(nn.Module):
             if pooled:
                 pooling = nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2)
                 size = tuple(side // 2 for side in size)
-            blocks.append(ConvBlock(conv, _neuron(neuron, tau, detach_reset, backend), pooling))
+            blocks.append(ConvBlock(conv, _neuron(neuron, tau, detach_reset, backend), pooling, norm_gain))
         self.blocks = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(dropout)
         self.readout = nn.Linear(channels[-1] * size[0] * size[1], num_classes)

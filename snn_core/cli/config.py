@@ -76,7 +76,9 @@ class RunConfig(BaseModel):
 
     def train_config(self) -> TrainConfig:
         """The training section, with the run's seed unless it names its own."""
-        return self.train if "seed" in self.train.model_fields_set else self.train.model_copy(update={"seed": self.seed})
+        return (
+            self.train if "seed" in self.train.model_fields_set else self.train.model_copy(update={"seed": self.seed})
+        )
 
     def prune_config(self) -> PruneConfig:
         """The pruning section without the method, with the run's seed unless it names its own."""

@@ -25,7 +25,7 @@ from snn_core.sparsity import check_nm, load_compressed, save_compressed
 from snn_core.training import TrainConfig, evaluate_accuracy, predict_logits, save_checkpoint, train_classifier
 
 CHANNELS = [16, 32, 32]
-TRAINING = {"epochs": 20, "learning_rate": 6e-3}
+TRAINING: dict[str, Any] = {"epochs": 20, "learning_rate": 6e-3}
 
 
 def demo(
@@ -70,15 +70,17 @@ def prune_part(job: common.Job, train_set: FrameDataset, test_set: FrameDataset)
         result = train_classifier(model, train_set, training, hooks=pruners, name=method, quiet=job.quiet)
         path = job.output / f"{method}.safetensors"
         save_checkpoint(path, model)
-        entry = {"accuracy": evaluate_accuracy(model, test_set), "seconds": result.seconds}
+        entry: dict[str, Any] = {"accuracy": evaluate_accuracy(model, test_set), "seconds": result.seconds}
         if pruners:
             path = job.output / "compressed.safetensors"
             save_compressed(path, model, pruners[0].patterns, pruners[0].masks)
             reloaded = load_compressed(path)
             entry["blocks_over_pattern"] = sum(
-                check_nm(model.get_submodule(name).weight, pattern) for name, pattern in pruners[0].patterns.items()
+                check_nm(model.get_parameter(f"{name}.weight"), pattern) for name, pattern in pruners[0].patterns.items()
             )
-            entry["reloaded_identical"] = torch.equal(predict_logits(model, test_set), predict_logits(reloaded, test_set))
+            entry["reloaded_identical"] = torch.equal(
+                predict_logits(model, test_set), predict_logits(reloaded, test_set)
+            )
         results[method] = entry | {"bytes": path.stat().st_size, "file": str(path)}
     return results
 
@@ -99,7 +101,9 @@ def distill_part(
         )  # fmt: skip
         path: Path = job.output / f"{method}.h5"
         write_product(path, product)
-        result = evaluate_product(product, test_set, config=evaluation, seed=job.config.seed, path=path, quiet=job.quiet)
+        result = evaluate_product(
+            product, test_set, config=evaluation, seed=job.config.seed, path=path, quiet=job.quiet
+        )
         results[method] = result.to_dict() | {
             "accuracy": result.mean,
             "seconds": result.train_seconds,

@@ -79,7 +79,10 @@ def inspect_machine() -> dict[str, Any]:
         "cuda_compiler": shutil.which("nvcc"),
         "cuda_device": cuda,
         "native_cpu": {"available": library.available, "isa": library.isa, "text": text},
-        "lif": {f"cpu {str(dtype).removeprefix('torch.')}": _lif_backend(dtype) for dtype in (*NATIVE_DTYPES, torch.float16, torch.float64)},
+        "lif": {
+            f"cpu {str(dtype).removeprefix('torch.')}": _lif_backend(dtype)
+            for dtype in (*NATIVE_DTYPES, torch.float16, torch.float64)
+        },
         "backend_variable": os.environ.get(BACKEND_VARIABLE),
         "data_folder": f"{data}{'' if data.is_dir() else ' (does not exist)'}",
         "cache_folder": str(cache_root()),

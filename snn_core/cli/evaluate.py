@@ -90,7 +90,9 @@ def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare
     if compare_random and product.provenance.method != "random":
         results["random"] = evaluate_product(_random(job, product, train_set), test_set, **options)
     if compare_full:
-        results["full data"] = evaluate_full(train_set, test_set, training=job.config.train.model_dump(exclude_unset=True), **options)
+        results["full data"] = evaluate_full(
+            train_set, test_set, training=job.config.train.model_dump(exclude_unset=True), **options
+        )
     report: dict[str, Any] = {
         "data": common.describe(train_set, test_set),
         "product": str(path),

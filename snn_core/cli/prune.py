@@ -66,7 +66,7 @@ def prune(
 
 
 def _layer(model: torch.nn.Module, item: Any) -> dict[str, Any]:
-    weight = model.get_submodule(item.name).weight
+    weight = model.get_parameter(f"{item.name}.weight")
     return {
         "name": item.name,
         "state": item.state,

@@ -61,6 +61,4 @@ def _shift(frames: Tensor, generator: torch.Generator) -> Tensor:
     height, width = frames.shape[-2:]
     padded = functional.pad(frames, (reach,) * 4)
     offsets = torch.randint(0, 2 * reach + 1, (frames.shape[1], 2), generator=generator).tolist()
-    return torch.stack(
-        [padded[:, i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(offsets)], 1
-    )
+    return torch.stack([padded[:, i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(offsets)], 1)

@@ -109,9 +109,7 @@ class _Run:
             torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16),
         ):
             logits = self.model.forward_steps(frames)  # type: ignore[operator]
-        loss = classification_loss(
-            logits, labels, tet_weight=config.tet_weight, label_smoothing=config.label_smoothing
-        )
+        loss = classification_loss(logits, labels, tet_weight=config.tet_weight, label_smoothing=config.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteError(

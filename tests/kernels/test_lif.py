@@ -47,7 +47,9 @@ def assert_same(x: Tensor, learn_tau: bool = False, **options: Any) -> None:
     for name in ("s_seq", "v_last", "v_seq"):
         assert torch.equal(actual[name], expected[name]), name
     for name in ("x.grad", "v0.grad"):
-        torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
     if learn_tau:  # a sum over all elements in float32 in the reference, in float64 in the kernel
         torch.testing.assert_close(actual["q.grad"], expected["q.grad"], rtol=1e-4, atol=1e-5 * math.sqrt(x.numel()))
 

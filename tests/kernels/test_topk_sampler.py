@@ -13,8 +13,8 @@ from snn_core.kernels.topk_sampler import (
     reference,
     relaxed_topk,
     relaxed_topk_backward,
+    sample_topk,
     straight_through,
-    topk_sampler,
 )
 
 SIZES = [(2, 4), (1, 4), (2, 8), (1, 16), (3, 5), (4, 4), (7, 32)]
@@ -91,7 +91,7 @@ def test_hard_draws_follow_the_plackett_luce_law(n, m, temperature):
     draws = 40_000
     generator = torch.Generator().manual_seed(11)
     logits = torch.randn(m, generator=generator)
-    sample = topk_sampler(logits.expand(draws, m), n, temperature=temperature, generator=generator)
+    sample = sample_topk(logits.expand(draws, m), n, temperature=temperature, generator=generator)
     assert torch.equal(sample.hard.sum(-1), torch.full((draws,), n))
     codes = (sample.hard.long() << torch.arange(m)).sum(-1)
     expected = plackett_luce(logits, n)
@@ -108,7 +108,7 @@ def test_the_law_test_can_fail():
     """At half the noise the draws must be rejected: the statistical test above has power."""
     generator = torch.Generator().manual_seed(11)
     logits = torch.randn(4, generator=generator)
-    sample = topk_sampler(logits.expand(40_000, 4), 2, temperature=1.0, generator=generator, noise_scale=0.5)
+    sample = sample_topk(logits.expand(40_000, 4), 2, temperature=1.0, generator=generator, noise_scale=0.5)
     codes = (sample.hard.long() << torch.arange(4)).sum(-1)
     statistic = sum(
         (int((codes == sum(1 << i for i in chosen)).sum()) - 40_000 * p) ** 2 / (40_000 * p)
@@ -119,11 +119,11 @@ def test_the_law_test_can_fail():
 
 def test_sample_is_deterministic_by_seed_and_uses_the_anchor():
     logits, anchor = make_key(4), make_key(4, seed=3).abs()
-    first = topk_sampler(logits, 2, temperature=1.0, generator=torch.Generator().manual_seed(5))
-    again = topk_sampler(logits, 2, temperature=1.0, generator=torch.Generator().manual_seed(5))
+    first = sample_topk(logits, 2, temperature=1.0, generator=torch.Generator().manual_seed(5))
+    again = sample_topk(logits, 2, temperature=1.0, generator=torch.Generator().manual_seed(5))
     assert torch.equal(first.hard, again.hard)
     assert torch.equal(first.soft, again.soft)
-    fixed = topk_sampler(logits, 2, temperature=1.0, noise_scale=0.0, kappa=0.5, anchor=anchor, rho=2.0)
+    fixed = sample_topk(logits, 2, temperature=1.0, noise_scale=0.0, kappa=0.5, anchor=anchor, rho=2.0)
     assert torch.equal(fixed.hard, reference.hard_topk(0.5 * logits + 2.0 * anchor, 2))
 
 
@@ -131,7 +131,7 @@ def test_straight_through_has_the_hard_value_and_the_soft_gradient():
     logits = make_key(8).requires_grad_()
     weight = make_key(8, seed=2)
     generator = torch.Generator().manual_seed(1)
-    mask = straight_through(topk_sampler(logits, 2, temperature=0.7, generator=generator, kappa=1.5))
+    mask = straight_through(sample_topk(logits, 2, temperature=0.7, generator=generator, kappa=1.5))
     assert torch.equal(mask.detach().sum(-1), torch.full((61,), 2.0).double())
     (mask * weight).sum().backward()
     noise = gumbel_noise(logits.shape, torch.Generator().manual_seed(1), torch.float64)
@@ -156,9 +156,9 @@ def test_gumbel_noise_is_finite_and_has_its_mean():
         (lambda k: hard_topk(torch.full_like(k, float("nan")), 1), "finite"),
         (lambda k: relaxed_topk(k, 2, 0.0), "temperature"),
         (lambda k: relaxed_topk_backward(k[:1], k, 2, 1.0), "grad_soft"),
-        (lambda k: topk_sampler(k, 2, temperature=1.0), "generator"),
-        (lambda k: topk_sampler(k, 2, temperature=1.0, noise_scale=-1.0), "noise_scale"),
-        (lambda k: topk_sampler(k, 2, temperature=1.0, noise_scale=0.0, anchor=k[:1]), "anchor"),
+        (lambda k: sample_topk(k, 2, temperature=1.0), "generator"),
+        (lambda k: sample_topk(k, 2, temperature=1.0, noise_scale=-1.0), "noise_scale"),
+        (lambda k: sample_topk(k, 2, temperature=1.0, noise_scale=0.0, anchor=k[:1]), "anchor"),
     ],
 )
 def test_bad_arguments_are_named(call, word):

@@ -142,9 +142,7 @@ def test_resume_refuses_nothing_and_another_run(blobs: FrameDataset, tmp_path: P
         train_classifier(network(), blobs, CONFIG, output=tmp_path, resume=True)
     train_classifier(network(), blobs, CONFIG, output=tmp_path)
     with pytest.raises(CheckpointError, match="config differ"):
-        train_classifier(
-            network(), blobs, CONFIG.model_copy(update={"epochs": 4}), output=tmp_path, resume=True
-        )
+        train_classifier(network(), blobs, CONFIG.model_copy(update={"epochs": 4}), output=tmp_path, resume=True)
     wider = create("conv-snn", **{**OPTIONS, "channels": [8, 16]})
     with pytest.raises(CheckpointError, match=r"blocks\.1\.conv\.weight has shape"):
         train_classifier(wider, blobs, CONFIG, output=tmp_path, resume=True)
