@@ -84,7 +84,7 @@ def _relaxed_backward_columns(grad_soft: Tensor, key: Tensor, n: int, temperatur
 def _chunks(columns: Tensor) -> Iterator[slice]:
     """Slices of blocks that bound the workspace of n draws, so that memory stays O(M) a block."""
     m, blocks = columns.shape
-    step = max(1, (1 << 16 if columns.device.type == "cpu" else 1 << 26) // m)
+    step = max(1, (1 << 15 if columns.device.type == "cpu" else 1 << 26) // m)
     for start in range(0, blocks, step):
         yield slice(start, min(start + step, blocks))
 

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from snn_core.kernels.topk_sampler import reference
 from torch import nn
 
 from snn_core import LIF, reset_net
 from snn_core.errors import CheckpointError, NonFiniteError
+from snn_core.kernels.topk_sampler import reference
 from snn_core.pruning import METHODS, PruneConfig, SpikeNMPruner, create_pruner
 from snn_core.seeding import make_generator, seeded
 from snn_core.sparsity import check_nm, from_blocks, load_compressed, nm_mask_by_magnitude, save_compressed, to_blocks

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from snn_core.datasets import FrameDataset
 
 from snn_core.backbones import create
+from snn_core.datasets import FrameDataset
 from snn_core.errors import InterruptedRunError
 from snn_core.pruning import METHODS, PruneConfig, create_pruner
 from snn_core.sparsity import check_nm
