@@ -1,6 +1,6 @@
 """Leaky integrate-and-fire dynamics in plain torch: the oracle of every test, differentiable by autograd.
 
-Arithmetic and its order are SpikingJelly 2.0's, so that spikes agree bit for bit. Equations: docs/architecture.md and
+Arithmetic and its order are SpikingJelly 2.0's, so that spikes agree bit for bit. Equations: docs/methods.md and
 ``lif.h`` beside this file.
 """
 

@@ -11,6 +11,7 @@ import typer
 from snn_core.backbones import create
 from snn_core.cli import common
 from snn_core.pruning import create_pruner
+from snn_core.reports import measure_energy
 from snn_core.sparsity import check_nm, load_compressed, save_compressed
 from snn_core.training import evaluate_accuracy, predict_logits, save_checkpoint, train_classifier
 
@@ -62,6 +63,7 @@ def prune(
     extra = {f"mask/{name}": mask for name, mask in masks.items()}
     save_checkpoint(job.output / DENSE_FILE, model, summary, extra=extra)
     report |= _compress(job, model, pruner.patterns, masks, summary, test_set)
+    report["energy"] = measure_energy(model, test_set, patterns=pruner.patterns).as_dict()
     job.finish(report, _table(job, report))
 
 
@@ -96,6 +98,10 @@ def _compress(
     }
 
 
+def _energies(energy: dict[str, Any]) -> str:
+    return f"{energy['energy_microjoule']:.2f} / {energy['dense_energy_microjoule']:.2f} uJ (45 nm estimate)"
+
+
 def _table(job: common.Job, report: dict[str, Any]) -> Any:
     pruned = [layer for layer in report["layers"] if layer["state"] == "pruned"]
     weights, kept = sum(layer["weights"] for layer in pruned), sum(layer["kept"] for layer in pruned)
@@ -105,6 +111,8 @@ def _table(job: common.Job, report: dict[str, Any]) -> Any:
         ["method", f"{report['method']} {report['pattern']}"],
         ["test accuracy", f"{report['accuracy']:.4f}"],
         ["pruned layers", f"{len(pruned)}: {kept:,} of {weights:,} weights kept, {over} blocks over the pattern"],
+        ["SynOps a sample", f"{report['energy']['synops']:,.0f}"],
+        ["energy a sample, pruned / dense network", _energies(report["energy"])],
         *[[f"dense: {layer['name']}", layer["reason"]] for layer in report["layers"] if layer["state"] == "dense"],
         ["compressed file", f"{report['compressed_bytes']:,} bytes ({job.output / COMPRESSED_FILE})"],
         ["reloaded logits", "bit-identical" if report["reloaded_logits_identical"] else "DIFFERENT"],

@@ -1,7 +1,7 @@
 """SpikeNM: N:M masks learned from scratch with one basis logit per weight.
 
 From the paper's abstract: M basis logits a block, N one-hot bases drawn without replacement by a differentiable top-k
-sampler, eligibility-inspired distillation (EID). All formulas and settings are our own reading (docs/architecture.md).
+sampler, eligibility-inspired distillation (EID). All formulas and settings are our own reading (docs/methods.md).
 
 The gradient to the logits needs no graph of its own. The masked weight is ``w * mask`` with a straight-through
 gradient to ``w``, hence ``dL/dmask = w * dL/dw``: when the gradients are complete, one backward pass of the relaxed
