@@ -13,16 +13,17 @@ class TeacherConfig(BaseModel):
     """The pool of frozen teachers: ``count`` networks (different seeds), each kept at every snapshot.
 
     ``snapshots``: fractions of the training at which a copy is kept. ``training``: keys of
-    :class:`snn_core.training.TrainConfig` that replace the defaults below it.
+    :class:`snn_core.training.TrainConfig` that replace its defaults. Average pooling, because through max pooling most
+    of the synthetic frame gets no gradient.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     backbone: str = "conv-snn"
-    backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32]})
+    backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32], "pool": "avg"})
     count: int = Field(default=3, ge=1)
     snapshots: tuple[float, ...] = (0.5, 1.0)
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=lambda: {"epochs": 30})
 
     @model_validator(mode="after")
     def _snapshots_are_fractions(self) -> TeacherConfig:
@@ -50,7 +51,7 @@ class DistillConfig(BaseModel):
     init: Literal["real", "noise"] = "real"
     levels: int = Field(default=15, ge=1, le=MAX_LEVELS)
     iterations: int = Field(default=300, ge=1)
-    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.2, gt=0)
     final_learning_rate: float = Field(default=0.1, ge=0, le=1)
     betas: tuple[float, float] = (0.5, 0.9)
     draws: int = Field(default=1, ge=1)

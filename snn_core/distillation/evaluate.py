@@ -36,8 +36,10 @@ class EvaluationConfig(BaseModel):
     backbone: str = "conv-snn"
     backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32]})
     networks: int = Field(default=3, ge=1)
-    steps: int | None = Field(default=300, ge=1)
-    training: dict[str, Any] = Field(default_factory=lambda: {"learning_rate": 1e-2, "tet_weight": 0.0})
+    steps: int | None = Field(default=200, ge=1)
+    training: dict[str, Any] = Field(
+        default_factory=lambda: {"learning_rate": 5e-3, "tet_weight": 0.0, "label_smoothing": 0.1}
+    )
 
 
 @dataclass(frozen=True)

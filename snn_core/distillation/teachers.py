@@ -20,6 +20,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import snn_core
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset, cache_root
 from snn_core.distillation.config import TeacherConfig
@@ -209,6 +210,7 @@ class _Member:
         self.training = make_train_config(config.training, "teachers.training", seed=seed)
         self.description = {
             "cache_version": CACHE_VERSION,
+            "package_version": snn_core.__version__,
             "data": dataset.content_key,
             "backbone": self.backbone,
             "options": self.options,

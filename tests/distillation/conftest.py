@@ -1,5 +1,7 @@
 """A tiny made-up data set and teachers for it: classes are bars at different places, moving with time."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,3 +58,12 @@ def bars() -> FrameDataset:
 @pytest.fixture
 def pool() -> TeacherPool:
     return make_pool()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are too small for a second thread, which on a busy machine costs many times what it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -143,7 +143,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(StorageError, match="intact"):
         write_product(path, make_product(1))
     assert path.read_bytes() == before
