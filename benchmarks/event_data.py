@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/event_data.py --output benchmarks/results/event_data.json
 
 One thread (numpy's too, hence the variable). Speeds are the best of ``--repeats`` passes over the 850 recordings of
-nmnist_850.zip, results compared for equality first. Accuracies are those of an RBF-SVM (C = 10) on log(1 + count) of 3 frames of equal time.
+nmnist_850.zip, results compared for equality first. Accuracies are those of an RBF-SVM (C = 10) on log(1 + count) of 3
+frames of equal time.
 """
 
 from __future__ import annotations

@@ -77,9 +77,8 @@ def tabulate(finished: list[Cell]) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(
-        f"{'method':10} {'pattern':>7} {'5-fold accuracy':>17} {'minus dense':>17} {'test':>15} {'over N:M':>8} {'s/run':>6}"
-    )
+    titles = f"{'5-fold accuracy':>17} {'minus dense':>17} {'test':>15} {'over N:M':>8} {'s/run':>6}"
+    print(f"{'method':10} {'pattern':>7} {titles}")
     for row in rows:
         parts = [
             f"{row[key]['mean']:.4f} ± {row[key]['std']:.4f}" if key in row else "-"

@@ -1,7 +1,7 @@
 """Write README's tables from the result files, so that no figure there is typed by hand.
 
-    python benchmarks/readme.py          rewrite README.md
-    python benchmarks/readme.py --check  exit with 1 when README.md does not say what the results say
+python benchmarks/readme.py          rewrite README.md
+python benchmarks/readme.py --check  exit with 1 when README.md does not say what the results say
 """
 
 from __future__ import annotations
@@ -45,7 +45,14 @@ def pruning(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    header = ["method", "pattern", "5-fold accuracy %", "minus dense, paired", "100 test recordings %", "blocks over N:M"]
+    header = [
+        "method",
+        "pattern",
+        "5-fold accuracy %",
+        "minus dense, paired",
+        "100 test recordings %",
+        "blocks over N:M",
+    ]
     return _table(header, rows)
 
 

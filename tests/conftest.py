@@ -14,7 +14,7 @@ from snn_core.datasets import FrameDataset, data_root, load_frames
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """Two torch threads: what the smallest machines have, and enough for tests of this size."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -160,7 +160,7 @@ def test_a_damaged_product_is_refused(capsys: pytest.CaptureFixture[str], tmp_pa
 
 def test_interrupted_command_says_how_to_go_on_and_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Ctrl-C to a real process in the middle of training; the resumed run ends as an uninterrupted one."""
-    arguments = [*SMALL, "--epochs", "60", "--json"]
+    arguments = [*SMALL, "--epochs", "30", "--json"]
     expected = as_json(capsys, "prune", *arguments[:-1], "--output", tmp_path / "whole")
     command = [sys.executable, "-m", "snn_core.cli.main", "prune", *arguments, "--output", str(tmp_path / "cut")]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

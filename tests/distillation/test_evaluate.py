@@ -96,7 +96,7 @@ def test_evaluation_refuses_sets_that_do_not_fit(bars):
         evaluate_product(bars.subset([]), bars, config=TINY, quiet=True)
     with pytest.raises(ArgumentError, match="networks"):
         evaluate_product(bars, bars, networks=0, config=TINY, quiet=True)
-    with pytest.raises(ConfigError, match="evaluation.training"):
+    with pytest.raises(ConfigError, match=r"evaluation\.training"):
         evaluate_product(bars, bars, config=EvaluationConfig(training={"rate": 1}), quiet=True)
 
 
