@@ -76,7 +76,8 @@ def prune_part(job: common.Job, train_set: FrameDataset, test_set: FrameDataset)
             save_compressed(path, model, pruners[0].patterns, pruners[0].masks)
             reloaded = load_compressed(path)
             entry["blocks_over_pattern"] = sum(
-                check_nm(model.get_parameter(f"{name}.weight"), pattern) for name, pattern in pruners[0].patterns.items()
+                check_nm(model.get_parameter(f"{name}.weight"), pattern)
+                for name, pattern in pruners[0].patterns.items()
             )
             entry["reloaded_identical"] = torch.equal(
                 predict_logits(model, test_set), predict_logits(reloaded, test_set)
