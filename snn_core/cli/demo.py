@@ -90,10 +90,10 @@ def distill_part(
     job: common.Job, train_set: FrameDataset, test_set: FrameDataset, dense: dict[str, Any]
 ) -> dict[str, Any]:
     """One sample a class, by PACE and at random, each worth what fresh networks learn from it."""
-    teachers = TeacherConfig(backbone_options={"channels": CHANNELS}, count=2, training=TRAINING)
+    teachers = TeacherConfig(count=2, training=TRAINING)
     settings = DistillConfig(ipc=1, teachers=teachers)
     pool = train_teachers(train_set, teachers, seed=job.config.seed, quiet=job.quiet)
-    evaluation = EvaluationConfig(backbone_options={"channels": CHANNELS})
+    evaluation = EvaluationConfig()
     results: dict[str, Any] = {}
     for method in ("pace", "random"):
         product = create_method(method)(
