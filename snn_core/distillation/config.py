@@ -20,7 +20,9 @@ class TeacherConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     backbone: str = "conv-snn"
-    backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32], "pool": "avg"})
+    backbone_options: dict[str, Any] = Field(
+        default_factory=lambda: {"channels": [16, 32, 32], "pool": "avg", "norm_gain": 1.0}
+    )
     count: int = Field(default=3, ge=1)
     snapshots: tuple[float, ...] = (0.5, 1.0)
     training: dict[str, Any] = Field(default_factory=lambda: {"epochs": 30})

@@ -34,7 +34,7 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     backbone: str = "conv-snn"
-    backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32]})
+    backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32], "norm_gain": 1.0})
     networks: int = Field(default=3, ge=1)
     steps: int | None = Field(default=200, ge=1)
     training: dict[str, Any] = Field(
