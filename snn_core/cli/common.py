@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +19,7 @@ from snn_core.cli.config import CONFIG_FILE, RunConfig, build_config, read_confi
 from snn_core.datasets import FrameDataset, load_frames, stratified_folds
 from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.files import write_json
+from snn_core.training.loop import STATE_FILE
 
 RESULT_FILE = "result.json"
 
@@ -48,6 +51,8 @@ class Job:
     resume: bool
     as_json: bool
     device: str
+    #: What follows ``snn`` in the command that goes on with this run; empty where there is nothing to go on with.
+    resume_arguments: str = ""
 
     @property
     def quiet(self) -> bool:
@@ -77,13 +82,16 @@ def show(result: dict[str, Any], table: Any, as_json: bool) -> None:
 
 def start_job(
     command: str, *, config: Path | None, overrides: dict[str, Any], assignments: list[str] | None,
-    output: Path | None, resume: bool, as_json: bool, device: str,
+    output: Path | None, resume: bool, as_json: bool, device: str, subject: Sequence[str] = (), resumable: bool = True,
 ) -> Job:  # fmt: skip
     """Build the configuration and prepare the output folder.
 
+    ``subject`` are the arguments beside the configuration (a path, say); a resumed run must give the same, and may
+    not change the configuration.
+
     Raises:
         ConfigError: a bad configuration.
-        CheckpointError: ``--resume`` on nothing.
+        CheckpointError: ``--resume`` on nothing, or on a run that was something else.
         ArgumentError: the output folder already holds a run, or the device does not exist.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -97,17 +105,30 @@ def start_job(
         saved = read_config_file(output / CONFIG_FILE)
         if saved.get("command") != command:
             raise CheckpointError(f"{output} holds a run of 'snn {saved.get('command')}', not of 'snn {command}'")
+        if saved.get("subject", []) != list(subject):
+            given = " ".join(saved.get("subject", []))
+            raise CheckpointError(f"{output} holds 'snn {command} {given}', not 'snn {command} {' '.join(subject)}'")
         base = saved["config"]
     elif output is not None and (output / CONFIG_FILE).exists():
         raise ArgumentError(f"{output} already holds a run; use --resume, or another --output")
     merged = build_config(config, overrides, assignments, base=base)
+    if resume and merged != build_config(base=base):
+        raise CheckpointError(f"--resume goes on with the configuration in {output}; it cannot be changed on the way")
     folder = output or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
     # Only what was set is kept: a later default must not be mistaken for a choice.
     kept = merged.model_dump(mode="json", exclude_unset=True)
-    write_json(folder / CONFIG_FILE, {"command": command, "config": kept})
+    write_json(folder / CONFIG_FILE, {"command": command, "subject": list(subject), "config": kept})
     global current_job
-    current_job = Job(command, merged, folder, resume, as_json, device)
+    arguments = [command, *subject, "--resume", "--output", str(folder)]
+    current_job = Job(
+        command, merged, folder, resume, as_json, device, shlex.join(arguments) if resumable else ""
+    )  # fmt: skip
     return current_job
+
+
+def has_state(job: Job) -> bool:
+    """Whether a resumed job has a training state; a run interrupted before its first one starts from the beginning."""
+    return job.resume and (job.output / STATE_FILE).is_file()
 
 
 def load_data(job: Job) -> tuple[FrameDataset, FrameDataset]:

@@ -37,7 +37,7 @@ def demo(
     """Prune to 2:4 and distil to one sample a class on simulated recordings; print what both are worth."""
     job = common.start_job(
         "demo", config=None, overrides={"seed": seed, "data.limit": limit}, assignments=None, output=output,
-        resume=False, as_json=as_json, device="cpu",
+        resume=False, as_json=as_json, device="cpu", resumable=False,
     )  # fmt: skip
     train_set, test_set = common.load_data(job)
     common.note(f"data: {train_set}")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from snn_core.cli import common
+from snn_core.cli.config import read_config_file
 from snn_core.datasets import FrameDataset
 from snn_core.distillation import (
     DistilledDataset,
+    Evaluation,
     compare,
     create_method,
     evaluate_full,
@@ -19,10 +22,13 @@ from snn_core.distillation import (
     record_measurement,
 )
 from snn_core.errors import CheckpointError
+from snn_core.files import write_json
 from snn_core.sparsity import load_compressed
 from snn_core.training import evaluate_accuracy, load_model
 from snn_core.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from snn_core.training.checkpoint import read_tensors
+
+FINISHED_FILE = "finished.json"
 
 
 def evaluate(
@@ -40,6 +46,7 @@ def evaluate(
     seed: common.SeedOption = None,
     assignments: common.SetOption = None,
     output: common.OutputOption = None,
+    resume: common.ResumeOption = False,
     device: common.DeviceOption = "cpu",
     as_json: common.JsonOption = False,
 ) -> None:
@@ -47,9 +54,10 @@ def evaluate(
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     overrides = {"data.source": data, "evaluate.networks": networks, "data.T": time_steps, "seed": seed}
+    flags = {"--compare-random": compare_random, "--compare-full": compare_full}
     job = common.start_job(
-        "evaluate", config=config, overrides=overrides, assignments=assignments, output=output, resume=False,
-        as_json=as_json, device=device,
+        "evaluate", config=config, overrides=overrides, assignments=assignments, output=output, resume=resume,
+        as_json=as_json, device=device, subject=[str(path), *(name for name, given in flags.items() if given)],
     )  # fmt: skip
     if path.suffix == ".safetensors":
         _evaluate_model(job, path)
@@ -86,13 +94,15 @@ def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare
     train_set, test_set = common.load_data(job)
     settings = job.config.evaluate
     options: dict[str, Any] = {"config": settings, "seed": job.config.seed, "quiet": job.quiet, "device": job.device}
-    results = {product.provenance.method: evaluate_product(product, test_set, path=path, **options)}
+    jobs: dict[str, Callable[[], Evaluation]] = {
+        product.provenance.method: lambda: evaluate_product(product, test_set, path=path, **options)
+    }
     if compare_random and product.provenance.method != "random":
-        results["random"] = evaluate_product(_random(job, product, train_set), test_set, **options)
+        jobs["random"] = lambda: evaluate_product(_random(job, product, train_set), test_set, **options)
     if compare_full:
-        results["full data"] = evaluate_full(
-            train_set, test_set, training=job.config.train.model_dump(exclude_unset=True), **options
-        )
+        training = job.config.train.model_dump(exclude_unset=True)
+        jobs["full data"] = lambda: evaluate_full(train_set, test_set, training=training, **options)
+    results = _run_each(job, jobs)
     report: dict[str, Any] = {
         "data": common.describe(train_set, test_set),
         "product": str(path),
@@ -109,6 +119,17 @@ def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare
     ]  # fmt: skip
     title = f"Fresh networks trained on each, tested on {len(test_set)} samples of {test_set.name}"
     job.finish(report, common.make_table(title, ["trained on", "samples", "accuracy", "training", "bytes"], rows))
+
+
+def _run_each(job: common.Job, jobs: dict[str, Callable[[], Evaluation]]) -> dict[str, Evaluation]:
+    """Evaluate one after the other; what is finished is kept on disk for ``--resume``."""
+    file = job.output / FINISHED_FILE
+    finished = read_config_file(file) if job.resume and file.is_file() else {}
+    for name, evaluation in jobs.items():
+        if name not in finished:
+            finished[name] = evaluation().to_dict()
+            write_json(file, finished)
+    return {name: Evaluation(**finished[name]) for name in jobs}
 
 
 def _random(job: common.Job, product: DistilledDataset, train_set: FrameDataset) -> DistilledDataset:

@@ -54,17 +54,20 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except InterruptedRunError as error:
-        print(f"snn: {error}", file=sys.stderr)
-        if common.current_job is not None:
-            job = common.current_job
-            print(f"snn: go on with: snn {job.command} --resume --output {job.output}", file=sys.stderr)
+        _say_how_to_go_on(str(error))
         sys.exit(error.exit_code)
     except SnnCoreError as error:
         print(f"snn: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("snn: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _say_how_to_go_on("interrupted")
+        sys.exit(InterruptedRunError.exit_code)
+
+
+def _say_how_to_go_on(message: str) -> None:
+    print(f"snn: {message}", file=sys.stderr)
+    if common.current_job is not None and common.current_job.resume_arguments:
+        print(f"snn: go on with: snn {common.current_job.resume_arguments}", file=sys.stderr)
 
 
 if __name__ == "__main__":

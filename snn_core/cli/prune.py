@@ -45,8 +45,8 @@ def prune(
     model = create(job.config.model.name, seed=job.config.seed, **common.model_options(job, train_set))
     pruner = create_pruner(job.config.prune.method, model, job.config.prune_config())
     result = train_classifier(
-        model, train_set, job.config.train_config(), hooks=[pruner], output=job.output, resume=resume, name="prune",
-        quiet=job.quiet, device=device,
+        model, train_set, job.config.train_config(), hooks=[pruner], output=job.output,
+        resume=common.has_state(job), name="prune", quiet=job.quiet, device=device,
     )  # fmt: skip
     report: dict[str, Any] = {
         "data": common.describe(train_set, test_set),

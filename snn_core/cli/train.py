@@ -32,8 +32,9 @@ def train(
     train_set, test_set = common.load_data(job)
     model = create(job.config.model.name, seed=job.config.seed, **common.model_options(job, train_set))
     result = train_classifier(
-        model, train_set, job.config.train_config(), output=job.output, resume=resume, quiet=job.quiet, device=device
-    )
+        model, train_set, job.config.train_config(), output=job.output, resume=common.has_state(job),
+        quiet=job.quiet, device=device,
+    )  # fmt: skip
     accuracy = evaluate_accuracy(model, test_set)
     report: dict[str, Any] = {
         "data": common.describe(train_set, test_set),

@@ -16,6 +16,7 @@ import torch
 
 from snn_core.cli.main import run
 from snn_core.distillation import DistilledDataset
+from snn_core.errors import InterruptedRunError
 from snn_core.sparsity import check_nm, load_compressed
 
 SMALL = ["--set", "data.limit=60", "--set", "model.options.channels=[4,8,8]", "--set", "train.batch_size=20"]
@@ -149,6 +150,38 @@ def test_resume_on_nothing_and_on_another_command(capsys: pytest.CaptureFixture[
     assert "'snn train'" in error
     _, error = snn(capsys, "train", *SMALL, "--output", tmp_path / "run", code=2)
     assert "already holds a run" in error
+
+
+def test_resume_cannot_change_the_run_and_loses_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = as_json(capsys, "train", *SMALL, "--epochs", "1", "--output", tmp_path / "run")
+    _, error = snn(capsys, "train", "--epochs", "2", "--resume", "--output", tmp_path / "run", code=4)
+    assert "cannot be changed" in error
+    assert as_json(capsys, "train", "--resume", "--output", tmp_path / "run")["history"] == first["history"]
+    (tmp_path / "run/training_state.safetensors").unlink()  # as if interrupted while the data were read
+    again = as_json(capsys, "train", "--resume", "--output", tmp_path / "run")
+    assert again["accuracy"] == first["accuracy"]
+
+
+def test_evaluate_goes_on_where_it_was_interrupted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second network set is interrupted; the first is not trained again."""
+    from snn_core.cli import evaluate as command
+
+    snn(capsys, "distill", "--method", "random", *SMALL, "--output", tmp_path / "run")
+    arguments = ["evaluate", tmp_path / "run/product.h5", "--compare-full"]
+    options = [*SMALL, *EVALUATION, "--set", "train.epochs=1", "--output", tmp_path / "e"]
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        raise InterruptedRunError("network 1 of 1: interrupted")
+
+    monkeypatch.setattr(command, "evaluate_full", interrupt)
+    _, error = snn(capsys, *arguments, *options, code=130)
+    assert f"product.h5 --compare-full --resume --output {tmp_path / 'e'}" in error
+    monkeypatch.undo()
+    monkeypatch.setattr(command, "evaluate_product", interrupt)
+    result = as_json(capsys, *arguments, "--resume", "--output", tmp_path / "e")
+    assert set(result["results"]) == {"random", "full data"}
 
 
 def test_a_damaged_product_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
