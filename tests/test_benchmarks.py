@@ -43,8 +43,8 @@ def test_lif_benchmark(tmp_path: Path) -> None:
 
 def test_pruning_benchmark_keeps_finished_cells(tmp_path: Path) -> None:
     command = [
-        "benchmarks/pruning.py", "--data", "digits-dvs", "--methods", "dense", "spikenm", "--folds", "0", "--seeds", "0",
-        "--epochs", "1", "--channels", "4", "8", "8", "--processes", "1", "--work", tmp_path / "work",
+        "benchmarks/pruning.py", "--data", "digits-dvs", "--methods", "dense", "spikenm", "--folds", "0",
+        "--seeds", "0", "--epochs", "1", "--channels", "4", "8", "8", "--processes", "1", "--work", tmp_path / "work",
         "--json", tmp_path / "p.json",
     ]  # fmt: skip
     run(*command)
