@@ -10,22 +10,17 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
-#include <bit>
 #include <cmath>
 #include <memory>
 #include <optional>
 #include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "lif/lif_rows.h"
-#include "native/cpu_features.h"
+#include "lif/row_view.h"
 #include "native/strided.h"
+#include "native/tensors.h"
 
 namespace snn_core {
 namespace {
@@ -38,178 +33,6 @@ constexpr int64_t kBlock = 4096;             // neurons a block at most: 16 kB o
 constexpr int64_t kMinBlock = 256;           // and at least, where T is large
 constexpr int64_t kHistory = 128 * 1024;     // floats of h kept by the backward: 512 kB, half a typical L2
 constexpr int64_t kParallelGrain = 32768;    // element steps below which a thread is not worth waking
-constexpr int64_t kHugePage = 2 << 20;
-
-const LifRows& rows() {
-  static const LifRows& table = []() -> const LifRows& {
-    switch (active_isa()) {
-#if defined(SNN_HAS_AVX512)
-      case Isa::kAvx512:
-        return lif_rows_avx512;
-#endif
-#if defined(SNN_HAS_AVX2)
-      case Isa::kAvx2:
-        return lif_rows_avx2;
-#endif
-      default:
-        return lif_rows_baseline;
-    }
-  }();
-  return table;
-}
-
-Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride,
-                     ScalarType dtype) {
-  std::array<StableIValue, 7> stack{torch::stable::detail::from(like),
-                                    torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(size)),
-                                    torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(stride)),
-                                    torch::stable::detail::from(std::optional<ScalarType>(dtype)),
-                                    torch::stable::detail::from(std::nullopt),
-                                    torch::stable::detail::from(std::nullopt),
-                                    torch::stable::detail::from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::new_empty_strided", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-// Layouts of the outputs, the same as in ops.py: one time step as empty_like(x[0]) lays it, time outermost.
-struct Layout {
-  std::vector<int64_t> step_size, step_stride, size, stride;
-
-  explicit Layout(const Tensor& x) {
-    const Tensor like = torch::stable::empty_like(torch::stable::select(x, 0, 0));
-    int64_t numel = 1;
-    size.push_back(x.size(0));
-    stride.push_back(0);
-    for (int64_t d = 0; d < like.dim(); ++d) {
-      step_size.push_back(like.size(d));
-      step_stride.push_back(like.stride(d));
-      numel *= like.size(d);
-    }
-    size.insert(size.end(), step_size.begin(), step_size.end());
-    stride.insert(stride.end(), step_stride.begin(), step_stride.end());
-    stride[0] = numel;
-  }
-
-  Tensor sequence(const Tensor& like) const { return empty_strided(like, size, stride, like.scalar_type()); }
-  Tensor step_float(const Tensor& like) const {
-    return empty_strided(like, step_size, step_stride, ScalarType::Float);
-  }
-  int64_t neurons() const { return stride[0]; }
-};
-
-Tensor empty_scalar_like(const Tensor& like, bool none) {
-  return none ? empty_strided(like, {0}, {1}, like.scalar_type()) : empty_strided(like, {}, {}, ScalarType::Float);
-}
-
-// Page faults of a fresh output cost more than the arithmetic; huge pages make them 512 times fewer.
-void advise_huge_pages(const Tensor& t) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
-  if (bytes < 2 * kHugePage) return;
-  const auto start = reinterpret_cast<uintptr_t>(t.data_ptr());
-  const uintptr_t first = (start + kHugePage - 1) & ~static_cast<uintptr_t>(kHugePage - 1);
-  const uintptr_t last = (start + bytes) & ~static_cast<uintptr_t>(kHugePage - 1);
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
-// One tensor of the operator: [T, ...] or, with time_stride 0, [...].
-struct Operand {
-  char* data = nullptr;
-  bool bf16 = false;
-  int64_t time_stride = 0;
-
-  explicit operator bool() const { return data != nullptr; }
-};
-
-Operand sequence_operand(const Tensor& t) {
-  return {static_cast<char*>(t.data_ptr()), t.scalar_type() == ScalarType::BFloat16, t.stride(0)};
-}
-Operand step_operand(const Tensor& t) {
-  return {static_cast<char*>(t.data_ptr()), t.scalar_type() == ScalarType::BFloat16, 0};
-}
-
-// A run of elements of an operand as contiguous float32: in place where it is that already, else through `buffer`.
-struct RowView {
-  Operand operand;
-  int64_t offset = 0;  // of the block, in elements
-  int64_t stride = 1;  // between neighbours
-
-  bool direct() const { return !operand.bf16 && stride == 1; }
-  int64_t at(int64_t t) const { return offset + t * operand.time_stride; }
-  float* pointer(int64_t t) const { return reinterpret_cast<float*>(operand.data) + at(t); }
-
-  const float* read(int64_t t, float* buffer, int64_t n) const {
-    if (direct()) return pointer(t);
-    if (operand.bf16) {
-      const uint16_t* source = reinterpret_cast<const uint16_t*>(operand.data) + at(t);
-      if (stride == 1) {
-        rows().bf16_to_float(source, buffer, n);
-      } else {
-        for (int64_t i = 0; i < n; ++i) buffer[i] = std::bit_cast<float>(uint32_t{source[i * stride]} << 16);
-      }
-    } else {
-      const float* source = pointer(t);
-      for (int64_t i = 0; i < n; ++i) buffer[i] = source[i * stride];
-    }
-    return buffer;
-  }
-
-  float* target(int64_t t, float* buffer) const { return direct() ? pointer(t) : buffer; }
-
-  // Writes back what target() gave, where that was the buffer. May use the start of `buffer` as scratch.
-  void write(int64_t t, float* buffer, int64_t n) const {
-    if (direct()) return;
-    if (operand.bf16) {
-      uint16_t* place = reinterpret_cast<uint16_t*>(operand.data) + at(t);
-      if (stride == 1) {
-        rows().float_to_bf16(buffer, place, n);
-      } else {
-        uint16_t one;
-        for (int64_t i = 0; i < n; ++i) {
-          rows().float_to_bf16(buffer + i, &one, 1);
-          place[i * stride] = one;
-        }
-      }
-    } else {
-      float* place = pointer(t);
-      for (int64_t i = 0; i < n; ++i) place[i * stride] = buffer[i];
-    }
-  }
-
-  // The next row to prefetch, null where rows are copied anyway.
-  const float* ahead(int64_t t, int64_t steps) const {
-    return direct() && t >= 0 && t < steps && operand.time_stride != 0 ? pointer(t) : nullptr;
-  }
-};
-
-// Strides of `t` for the slab dimensions of x ([T, ...] tensors skip the time dimension).
-template <int K>
-Geometry<K> make_geometry(const Tensor& x, const std::array<const Tensor*, K>& operands) {
-  if (x.dim() - 1 > kMaxDims) throw std::runtime_error("lif: more than 24 dimensions");
-  for (const Tensor* t : operands) {
-    bool fits = t == nullptr || t->dim() == x.dim() || t->dim() == x.dim() - 1;
-    for (int64_t d = 1; t != nullptr && fits && d < x.dim(); ++d) {
-      fits = t->size(t->dim() == x.dim() ? d : d - 1) == x.size(d);
-    }
-    if (!fits) throw std::runtime_error("lif: a state or gradient has another shape than x_seq asks for");
-  }
-  Geometry<K> geometry;
-  for (int64_t d = 1; d < x.dim(); ++d) {
-    std::array<int64_t, K> strides{};
-    for (int k = 0; k < K; ++k) {
-      if (operands[k] == nullptr) continue;
-      strides[k] = operands[k]->stride(operands[k]->dim() == x.dim() ? d : d - 1);
-    }
-    geometry.add_dimension(x.size(d), strides);
-  }
-  // An absent operand must not stand in the way of merging: it takes the strides of the first.
-  for (int k = 0; k < K; ++k) {
-    if (operands[k] == nullptr) geometry.stride[k] = geometry.stride[0];
-  }
-  geometry.coalesce();
-  return geometry;
-}
 
 struct Options {
   LifParameters p{};

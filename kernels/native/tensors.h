@@ -1,0 +1,79 @@
+// Output tensors of the CPU operators: their layouts, and advice to the operating system about their memory.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace snn_core {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kHugePage = 2 << 20;
+
+inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride,
+                     ScalarType dtype) {
+  std::array<StableIValue, 7> stack{torch::stable::detail::from(like),
+                                    torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(size)),
+                                    torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(stride)),
+                                    torch::stable::detail::from(std::optional<ScalarType>(dtype)),
+                                    torch::stable::detail::from(std::nullopt),
+                                    torch::stable::detail::from(std::nullopt),
+                                    torch::stable::detail::from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::new_empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Layouts of the outputs, the same as in ops.py: one time step as empty_like(x[0]) lays it, time outermost.
+struct Layout {
+  std::vector<int64_t> step_size, step_stride, size, stride;
+
+  explicit Layout(const Tensor& x) {
+    const Tensor like = torch::stable::empty_like(torch::stable::select(x, 0, 0));
+    int64_t numel = 1;
+    size.push_back(x.size(0));
+    stride.push_back(0);
+    for (int64_t d = 0; d < like.dim(); ++d) {
+      step_size.push_back(like.size(d));
+      step_stride.push_back(like.stride(d));
+      numel *= like.size(d);
+    }
+    size.insert(size.end(), step_size.begin(), step_size.end());
+    stride.insert(stride.end(), step_stride.begin(), step_stride.end());
+    stride[0] = numel;
+  }
+
+  Tensor sequence(const Tensor& like) const { return empty_strided(like, size, stride, like.scalar_type()); }
+  Tensor step_float(const Tensor& like) const {
+    return empty_strided(like, step_size, step_stride, ScalarType::Float);
+  }
+  int64_t neurons() const { return stride[0]; }
+};
+
+inline Tensor empty_scalar_like(const Tensor& like, bool none) {
+  return none ? empty_strided(like, {0}, {1}, like.scalar_type()) : empty_strided(like, {}, {}, ScalarType::Float);
+}
+
+// Page faults of a fresh output cost more than the arithmetic; huge pages make them 512 times fewer.
+inline void advise_huge_pages(const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
+  if (bytes < 2 * kHugePage) return;
+  const auto start = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t first = (start + kHugePage - 1) & ~static_cast<uintptr_t>(kHugePage - 1);
+  const uintptr_t last = (start + bytes) & ~static_cast<uintptr_t>(kHugePage - 1);
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace snn_core
