@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +72,15 @@ def distill(
             and at the end). None keeps none.
         resume: go on from that state.
         quiet: no progress bar. device: where features are computed; draws are made on the CPU whatever it is.
-        matching: another loss in place of ST-SM with the config's settings.
+        matching: another loss in place of ST-SM with the config's settings. A saved state knows it by its ``repr``, so
+            that should tell its settings; without one of its own it is known by its qualified name.
 
     Returns:
         The frames and how they came about.
 
     Raises:
-        ArgumentError: ``config.T`` that the data does not have, a teacher of another shape, an unknown layer.
+        ArgumentError: ``config.T`` that the data does not have, a teacher of another shape, an unknown layer, teachers
+            with different numbers of spiking layers.
         DataError: a class with fewer samples than ``ipc`` (or none at all).
         NonFiniteError: a loss or gradient became NaN or infinite; the message names layer, term and class. The last
             state on disk is kept.
@@ -134,7 +138,7 @@ class _Run:
         self.generator = make_generator(seed, "distill")
         needed = config.ipc if config.init == "real" else 1
         self.classes = class_indices(dataset.labels, dataset.num_classes, at_least=needed)
-        self.layer_names = [name for name, _ in choose_layers(teachers[0].model, config.layers)]
+        self.layer_names = _common_layers(teachers, config.layers)
         self.features = RealFeatures(
             dataset,
             teachers,
@@ -238,7 +242,7 @@ class _Run:
             "config": self.config.model_dump(exclude={"checkpoint_every"}),
             "data": self.dataset.content_key,
             "teachers": self.teachers.hashes,
-            "matching": repr(self.matching),
+            "matching": _loss_name(self.matching),
             "seed": self.seed,
         }
 
@@ -271,6 +275,28 @@ class _Run:
             history=[dict(zip(self.history_names, row, strict=True)) for row in self.rows],
             seconds=self.seconds,
         )
+
+
+def _common_layers(teachers: TeacherPool, layers: Sequence[str | int] | None) -> list[str]:
+    """Names of the first teacher's chosen layers. Raises ArgumentError when another teacher has more or fewer."""
+    names = [name for name, _ in choose_layers(teachers[0].model, layers)]
+    for teacher in teachers:
+        count = len(choose_layers(teacher.model, layers))
+        if count != len(names):
+            raise ArgumentError(
+                f"teachers: {teacher.name} has {count} spiking layers to match, {teachers[0].name} has {len(names)}; "
+                "they must be equal, or choose by layers those that all have"
+            )
+    return names
+
+
+def _loss_name(matching: MatchingLoss) -> str:
+    """The loss's own repr; for one that only has an address to tell, the qualified name of its class or function."""
+    text = repr(matching)
+    if not re.search(r" at 0x[0-9A-Fa-f]+", text):
+        return text
+    named = matching if hasattr(matching, "__qualname__") else type(matching)
+    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]
 
 
 def initial_frames(dataset: FrameDataset, config: DistillConfig, *, generator: torch.Generator) -> Tensor:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from snn_core.distillation.quantizer import MAX_LEVELS
+from snn_core.training import TrainConfig
+
+
+def _check_training(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what TrainConfig refuses, naming every wrong key; the values stay a dictionary of what was set."""
+    try:
+        TrainConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ValueError("; ".join(problems)) from error
+    return values
+
+
+TrainingOverrides = Annotated[dict[str, Any], AfterValidator(_check_training)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TeacherConfig(BaseModel):
@@ -25,7 +40,7 @@ class TeacherConfig(BaseModel):
     )
     count: int = Field(default=3, ge=1)
     snapshots: tuple[float, ...] = (0.5, 1.0)
-    training: dict[str, Any] = Field(default_factory=lambda: {"epochs": 30})
+    training: TrainingOverrides = Field(default_factory=lambda: {"epochs": 30})
 
     @model_validator(mode="after")
     def _snapshots_are_fractions(self) -> TeacherConfig:
@@ -40,7 +55,7 @@ class DistillConfig(BaseModel):
     ``ipc``: synthetic samples per class. ``T``: time steps; None takes those of the data. ``layers``: names or indices
     of the teachers' spiking layers to match, None means all. ``beta``: weight of the residual potential (SDR).
     ``feature_pool``: feature maps are average-pooled by this kernel. ``levels``: PEQ-N's largest count.
-    ``draws``: roundings of the canvas a step. ``real_batch``: real samples per class and step, drawn with
+    ``betas``: Adam's, each in [0, 1). ``draws``: roundings of the canvas a step. ``real_batch``: real samples per class and step, drawn with
     repetition. ``max_shift`` (pixels) and ``num_shifts``: the set of shared shifts. ``learning_rate``: in event
     counts a step, decaying by a cosine to ``final_learning_rate`` times itself. ``cache_megabytes``: the real
     features of all (teacher, shift) pairs are kept in memory when they fit.
@@ -55,7 +70,7 @@ class DistillConfig(BaseModel):
     iterations: int = Field(default=300, ge=1)
     learning_rate: float = Field(default=0.2, gt=0)
     final_learning_rate: float = Field(default=0.1, ge=0, le=1)
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
     draws: int = Field(default=1, ge=1)
     real_batch: int = Field(default=24, ge=1)
     max_shift: int = Field(default=2, ge=0)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset
+from snn_core.distillation.config import TrainingOverrides
 from snn_core.distillation.teachers import make_train_config, network_options
 from snn_core.errors import ArgumentError
 from snn_core.seeding import derive_seed
@@ -37,7 +38,7 @@ class EvaluationConfig(BaseModel):
     backbone_options: dict[str, Any] = Field(default_factory=lambda: {"channels": [16, 32, 32], "norm_gain": 1.0})
     networks: int = Field(default=3, ge=1)
     steps: int | None = Field(default=200, ge=1)
-    training: dict[str, Any] = Field(
+    training: TrainingOverrides = Field(
         default_factory=lambda: {"learning_rate": 5e-3, "tet_weight": 0.0, "label_smoothing": 0.1}
     )
 
@@ -90,14 +91,15 @@ def evaluate_product(
         An :class:`Evaluation`.
 
     Raises:
-        ArgumentError: sets of different T, frame size or classes, or an empty set. ConfigError: an unknown key in
-        ``config.training``. InterruptedRunError: Ctrl-C.
+        ArgumentError: sets of different T, frame size or classes, an empty set, or no file at ``path``. ConfigError:
+        an unknown key in ``config.training``. InterruptedRunError: Ctrl-C.
     """
     config = config or EvaluationConfig()
     count = config.networks if networks is None else networks
     if count < 1:
         raise ArgumentError(f"networks: got {count}, at least 1 is needed")
     _check_fit(product, test_set)
+    file_bytes = _file_bytes(path)  # before the training, which a missing file must not cost
     accuracies, seconds = [], []
     training = _train_config(config, len(product), 0)
     for number in range(count):
@@ -115,7 +117,7 @@ def evaluate_product(
         train_seconds=statistics.fmean(seconds),
         samples=len(product),
         frame_bytes=product.frames.numel(),
-        file_bytes=Path(path).stat().st_size if path is not None else None,
+        file_bytes=file_bytes,
         steps=training.epochs * math.ceil(len(product) / training.batch_size),
         test_samples=len(test_set),
     )
@@ -162,6 +164,14 @@ def _train_config(config: EvaluationConfig, samples: int, seed: int) -> TrainCon
     if config.steps is not None:
         epochs = math.ceil(config.steps / math.ceil(samples / batch_size))
     return training.model_copy(update={"batch_size": batch_size, "epochs": epochs})
+
+
+def _file_bytes(path: str | os.PathLike[str] | None) -> int | None:
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise ArgumentError(f"path: {os.fspath(path)} is no file")
+    return Path(path).stat().st_size
 
 
 def _check_fit(product: FrameDataset, test_set: FrameDataset) -> None:

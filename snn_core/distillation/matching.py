@@ -30,12 +30,18 @@ from snn_core.errors import ArgumentError
 
 _TINY = 1e-12
 _ROOT_EPSILON = 1e-8
+_SHORTEST = 1e-2
 
 
-def unit_length(features: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Scale feature vectors ``[..., D]`` to unit Euclidean length; all-zero vectors stay zero, with finite gradient."""
-    # norm() has a NaN-free subgradient of 0 at the origin, so silent layers do no harm.
-    return features / (torch.linalg.vector_norm(features, dim=-1, keepdim=True) + epsilon)
+def unit_length(features: Tensor, shortest: float = _SHORTEST) -> Tensor:
+    """Scale feature vectors ``[..., D]`` to unit Euclidean length; those shorter than ``shortest`` by ``1 / shortest``.
+
+    So all-zero vectors stay zero, and no singular value of the derivative exceeds ``1 / shortest``, here 100. (The
+    floor is this project's choice.)
+    """
+    # Without a floor that matters (say norm + 1e-6) one silent sample would outweigh the gradient of all others: with
+    # beta = 0 features are exactly zero wherever no neuron fires.
+    return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(shortest)
 
 
 def draw_frequencies(
@@ -206,7 +212,11 @@ class SpatioTemporalMatching(nn.Module):
         return MatchingTerms(total=total, per_class=per_class)
 
     def extra_repr(self) -> str:
-        return f"sigma={self.sigma}, num_frequencies={self.num_frequencies}, mu={self.mu}, gamma={self.gamma}"
+        # All of them: a saved state is compared with the run that resumes it by this.
+        return (
+            f"sigma={self.sigma}, num_frequencies={self.num_frequencies}, alpha={self.alpha}, mu={self.mu}, "
+            f"gamma={self.gamma}, cf_weight={self.cf_weight}, normalise={self.normalise}"
+        )
 
 
 def group_by_class(features: Sequence[Tensor], num_classes: int) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 Layout: datasets ``frames`` uint8 [num, T, 2, H, W] and ``labels`` int64 [num] (sorted by class); every field of
 :class:`Provenance` is an attribute (dictionaries and lists as JSON), beside ``format``, ``format_version`` and
-``checksum``, a SHA-256 over shape and content of frames and labels. One line loads it::
+``checksum``, a SHA-256 over shape and content of frames and labels. A second SHA-256, over the whole file, stands before
+the HDF5 content (:mod:`snn_core.datasets.hdf5`) and is verified before anything is parsed. One line loads it::
 
     train_set = DistilledDataset.load("distilled.h5")
 """
@@ -21,12 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from snn_core.datasets import FrameDataset
-from snn_core.datasets.hdf5 import write_hdf5
+from snn_core.datasets.hdf5 import read_hdf5, write_hdf5
 from snn_core.errors import ArgumentError, CheckpointError
 
 FORMAT = "snn_core.distilled"
 FORMAT_VERSION = 1
-_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
+_READ_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError)
+_MOST_COMPRESSED = 1032  # no DEFLATE stream holds more bytes a byte
 PathLike = str | os.PathLike[str]
 Loaded = TypeVar("Loaded", bound="DistilledDataset")
 
@@ -96,14 +98,15 @@ class DistilledDataset(FrameDataset):
         """Read a product and verify it.
 
         Raises:
-            CheckpointError: no such file, not a product, of another version, truncated, or changed (checksum).
+            CheckpointError: no such file, not a product, of another version, truncated, changed (checksum), or one that
+                claims more data than it holds.
         """
         path = Path(path)
         if not path.is_file():
             raise CheckpointError(f"product {path} does not exist")
         try:
             frames, labels, attributes = _read(path)
-        # h5py raises any of these, depending on which bytes are damaged.
+        # The checksum comes as DataError, a ValueError; files made to harm can make h5py raise any of the others.
         except _READ_ERRORS as error:
             raise CheckpointError(f"{path}: not a readable product file ({error})") from error
         found = (attributes.pop("format", None), attributes.pop("format_version", None))
@@ -160,20 +163,30 @@ def record_measurement(path: PathLike, name: str, value: dict[str, Any]) -> Dist
 
 
 def _read(path: Path) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
-    import h5py
-
-    # No lock is needed, since products are only ever replaced as a whole, and network file systems may refuse it.
-    with h5py.File(path, "r", locking=False) as file:
+    with read_hdf5(path) as file:
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             return None, None, attributes
-        frames, labels = file["frames"][...], file["labels"][...]
+        frames = _read_array(file["frames"], np.dtype(np.uint8))
+        labels = _read_array(file["labels"], np.dtype(np.int64))
     for name, field in Provenance.model_fields.items():
         if isinstance(attributes.get(name), str) and field.annotation is not str:
             attributes[name] = json.loads(attributes[name])
-    if frames.dtype != np.uint8 or labels.dtype != np.int64:
-        raise ValueError(f"frames are {frames.dtype} and labels {labels.dtype}, need uint8 and int64")
     return torch.from_numpy(frames), torch.from_numpy(labels), attributes
+
+
+def _read_array(dataset: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """All of an HDF5 data set; its declared type and size are checked before memory is taken for them."""
+    if dataset.dtype != dtype:
+        raise ValueError(f"{dataset.name} is {dataset.dtype}, need {dtype}")
+    # More filters than one could multiply their ratios, and virtual or external data lies outside this file.
+    if dataset.is_virtual or dataset.external or dataset.id.get_create_plist().get_nfilters() > 1:
+        raise ValueError(f"{dataset.name} is stored in a way that products do not use")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > _MOST_COMPRESSED * stored:
+        raise ValueError(f"{dataset.name} declares shape {dataset.shape}, but the file holds only {stored} bytes of it")
+    content: np.ndarray[Any, Any] = dataset[...]
+    return content
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from snn_core.distillation.config import TeacherConfig
 from snn_core.errors import ArgumentError, CheckpointError, ConfigError
 from snn_core.files import sha256_json
 from snn_core.seeding import derive_seed
-from snn_core.training import TrainConfig, load_model, save_checkpoint, train_classifier
+from snn_core.training import TrainConfig, TrainResult, load_model, save_checkpoint, train_classifier
 from snn_core.training.loop import STATE_FILE
 
 CACHE_VERSION = 1
@@ -241,21 +241,22 @@ class _Member:
         return models, seconds
 
     def train(self, quiet: bool, device: str | torch.device) -> tuple[list[nn.Module], float]:
-        """Train from the beginning, or from where an interrupted run stopped; fill the cache."""
-        model = self._new()
-        hook = SnapshotHook(self.fractions)
+        """Train from the beginning, or from where an interrupted run stopped; fill the cache.
+
+        A state of the interrupted run that cannot be read is removed with a warning, as a damaged teacher is.
+        """
         running = self.folder / f"training-{self.key[:32]}" if self.folder is not None else None
-        result = train_classifier(
-            model,
-            self.dataset,
-            self.training,
-            hooks=[hook],
-            output=running,
-            resume=running is not None and (running / STATE_FILE).is_file(),
-            name=f"teacher {self.number + 1}",
-            quiet=quiet,
-            device=device,
-        )
+        resume = running is not None and (running / STATE_FILE).is_file()
+        try:
+            hook, result = self._run(running, resume, quiet, device)
+        except CheckpointError as error:
+            if running is None or not resume:
+                raise
+            warnings.warn(
+                f"interrupted teacher cannot be resumed ({error}); it is trained from the start", stacklevel=3
+            )
+            shutil.rmtree(running, ignore_errors=True)
+            hook, result = self._run(running, False, quiet, device)
         models = []
         for index, snapshot in enumerate(hook.snapshots):
             kept = self._new()
@@ -267,6 +268,24 @@ class _Member:
         if running is not None:
             shutil.rmtree(running, ignore_errors=True)
         return models, result.seconds
+
+    def _run(
+        self, running: Path | None, resume: bool, quiet: bool, device: str | torch.device
+    ) -> tuple[SnapshotHook, TrainResult]:
+        """One training with a fresh network and hook; ``running`` is the folder of its resumable state."""
+        hook = SnapshotHook(self.fractions)
+        result = train_classifier(
+            self._new(),
+            self.dataset,
+            self.training,
+            hooks=[hook],
+            output=running,
+            resume=resume,
+            name=f"teacher {self.number + 1}",
+            quiet=quiet,
+            device=device,
+        )
+        return hook, result
 
     def _new(self) -> nn.Module:
         return create(self.backbone, seed=self.seed, **self.options)
