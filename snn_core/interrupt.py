@@ -23,7 +23,8 @@ class InterruptFlag:
 def deferred_interrupt() -> Iterator[InterruptFlag]:
     """Turn the first SIGINT or SIGTERM into a flag that the loop polls; a second one interrupts at once.
 
-    A loop that sees the flag saves its state and raises :class:`snn_core.errors.InterruptedRunError`.
+    A loop that sees the flag saves its state and raises :class:`snn_core.errors.InterruptedRunError`. When the block
+    ends without an exception although an interrupt was asked for, KeyboardInterrupt is raised.
     Outside the main thread signals cannot be caught; the flag then stays false.
 
     Example::
@@ -50,3 +51,6 @@ def deferred_interrupt() -> Iterator[InterruptFlag]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if flag.requested:
+        # It came in the last step: this loop is done and saved, but whatever follows it was meant too.
+        raise KeyboardInterrupt

@@ -156,7 +156,8 @@ def build_config(
                 raise ConfigError(f"{'.'.join(path)}: {part} is not a section")
         place[path[-1]] = value
     try:
-        return RunConfig.model_validate(values)
+        # Strict, but as JSON: lists for tuples and integers for floats are fine, "3" and true for 3 are not.
+        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         where = str(file) if file is not None else "configuration"
         raise ConfigError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from error

@@ -21,7 +21,7 @@ from snn_core.distillation import (
     evaluate_product,
     record_measurement,
 )
-from snn_core.errors import CheckpointError
+from snn_core.errors import CheckpointError, StorageError
 from snn_core.files import write_json
 from snn_core.sparsity import load_compressed
 from snn_core.training import evaluate_accuracy, load_model
@@ -102,7 +102,7 @@ def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare
     if compare_full:
         training = job.config.train.model_dump(exclude_unset=True)
         jobs["full data"] = lambda: evaluate_full(train_set, test_set, training=training, **options)
-    results = _run_each(job, jobs)
+    results = _run_each(job, jobs, product.content_key)
     report: dict[str, Any] = {
         "data": common.describe(train_set, test_set),
         "product": str(path),
@@ -111,7 +111,6 @@ def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare
     main_result = next(iter(results.values()))
     if "full data" in results:
         report["compared"] = compare(main_result, results["full data"])
-    record_measurement(path, f"accuracy on {test_set.name}", {"mean": main_result.mean, "std": main_result.std})
     rows = [
         [name, str(result.samples), f"{result.mean:.4f} ± {result.std:.4f}", f"{result.train_seconds:.1f} s",
          f"{result.frame_bytes:,}"]
@@ -119,16 +118,21 @@ def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare
     ]  # fmt: skip
     title = f"Fresh networks trained on each, tested on {len(test_set)} samples of {test_set.name}"
     job.finish(report, common.make_table(title, ["trained on", "samples", "accuracy", "training", "bytes"], rows))
+    try:
+        record_measurement(path, f"accuracy on {test_set.name}", {"mean": main_result.mean, "std": main_result.std})
+    except StorageError as error:
+        common.note(f"snn: the accuracy could not be noted in the product: {error}")
 
 
-def _run_each(job: common.Job, jobs: dict[str, Callable[[], Evaluation]]) -> dict[str, Evaluation]:
-    """Evaluate one after the other; what is finished is kept on disk for ``--resume``."""
+def _run_each(job: common.Job, jobs: dict[str, Callable[[], Evaluation]], product_key: str) -> dict[str, Evaluation]:
+    """Evaluate one after the other; what is finished for this very product is kept on disk for ``--resume``."""
     file = job.output / FINISHED_FILE
-    finished = read_config_file(file) if job.resume and file.is_file() else {}
+    saved = read_config_file(file) if job.resume and file.is_file() else {}
+    finished = saved["results"] if saved.get("product") == product_key else {}
     for name, evaluation in jobs.items():
         if name not in finished:
             finished[name] = evaluation().to_dict()
-            write_json(file, finished)
+            write_json(file, {"product": product_key, "results": finished})
     return {name: Evaluation(**finished[name]) for name in jobs}
 
 

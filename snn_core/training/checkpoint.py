@@ -1,11 +1,13 @@
 """Checkpoints: one safetensors file with its description in the header. Nothing is ever unpickled.
 
-Header keys: ``format``, ``version``, ``backbone`` and ``options`` (how to rebuild the network), ``metadata`` (JSON).
+Header keys: ``format``, ``version``, ``sha256`` (of header and tensors), ``backbone`` and ``options`` (how to rebuild
+the network), ``metadata`` (JSON).
 Tensors: ``model/<state_dict key>`` and, under other prefixes, whatever belongs to the run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from snn_core.errors import CheckpointError
@@ -24,21 +27,41 @@ MODEL_PREFIX = "model/"
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     """Write a safetensors file atomically. Raises StorageError when the disk refuses."""
-    data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, header)
+    stored = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    data = safetensors.torch.save(stored, header | {"sha256": _checksum(stored, header)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file. Raises CheckpointError when it is missing or not one."""
+    """Tensors and header of a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing, not a safetensors file, or differs from the checksum in its header.
+    """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safetensors.safe_open(path, framework="pt") as source:
             header = source.metadata() or {}
-            return {key: source.get_tensor(key) for key in source.keys()}, header  # noqa: SIM118
+            tensors = {key: source.get_tensor(key) for key in source.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+    expected = header.get("sha256")
+    # Compressed models keep a checksum of another make, which their own reader verifies.
+    ours = header.get("format", "").startswith("snn_core.") and "content" not in header
+    if ours and expected != _checksum(tensors, {key: value for key, value in header.items() if key != "sha256"}):
+        raise CheckpointError(f"{path}: the checksum does not match the content; the file is damaged")
+    return tensors, header
+
+
+def _checksum(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_format(path: str | os.PathLike[str], header: dict[str, str], name: str, version: str) -> None:

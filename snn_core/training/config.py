@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 class TrainConfig(BaseModel):
     """How a classifier is trained. Unknown keys and wrong types are refused.
 
-    The defaults are those that reached the accuracy reported for N-MNIST in README.
+    The defaults are those that README's figures for N-MNIST were measured with.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     epochs: int = Field(50, ge=1, description="passes over the training set")
     batch_size: int = Field(25, ge=1, description="samples a step")

@@ -29,6 +29,7 @@ from snn_core.training import (
     train_classifier,
 )
 from snn_core.training import loop as loop_module
+from snn_core.training.checkpoint import write_tensors
 
 OPTIONS: dict[str, Any] = {"channels": [8, 8], "input_size": [10, 10], "num_classes": 3}
 CONFIG = TrainConfig(epochs=3, batch_size=8, learning_rate=5e-3)
@@ -130,6 +131,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert hook.calls == ["begin 24", "end"]
 
 
+def test_interrupt_in_the_last_step_is_not_swallowed(blobs: FrameDataset, tmp_path: Path) -> None:
+    whole, cut = network(), network()
+    train_classifier(whole, blobs, CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(cut, blobs, CONFIG, hooks=[InterruptingHook(24)], output=tmp_path)
+    resumed = network(seed=5)
+    train_classifier(resumed, blobs, CONFIG, hooks=[CountingHook()], output=tmp_path, resume=True)
+    assert same_state(resumed, whole)
+
+
 def test_interrupt_handler_is_taken_back(blobs: FrameDataset) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(InterruptedRunError, match="nothing saved"):
@@ -224,13 +235,20 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
         ({"format": "snn_core.checkpoint", "version": "1", "backbone": "nonsense", "options": "{}"}, "nonsense"),
         ({"format": "snn_core.checkpoint", "version": "1", "backbone": "conv-snn", "options": "{"}, "options"),
     ):
-        safetensors.torch.save_file({"x": torch.zeros(1)}, path, header)
+        write_tensors(path, {"x": torch.zeros(1)}, header)
         with pytest.raises(CheckpointError, match=word):
             load_model(path)
     save_checkpoint(path, network())
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="not a readable"):
+        load_model(path)
+    for place in range(len(data) // 3, len(data), len(data) // 37):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"damaged|readable"):
+            load_model(path)
+    path.write_bytes(data.replace(b'"F32"', b'"I32"'))
+    with pytest.raises(CheckpointError, match=r"damaged|readable"):
         load_model(path)
 
 
