@@ -2,8 +2,8 @@
 
 Layout: datasets ``frames`` uint8 [num, T, 2, H, W] and ``labels`` int64 [num] (sorted by class); every field of
 :class:`Provenance` is an attribute (dictionaries and lists as JSON), beside ``format``, ``format_version`` and
-``checksum``, a SHA-256 over shape and content of frames and labels. A second SHA-256, over the whole file, stands before
-the HDF5 content (:mod:`snn_core.datasets.hdf5`) and is verified before anything is parsed. One line loads it::
+``checksum``, a SHA-256 over shape and content of frames and labels. A second SHA-256, over the whole file, stands
+before the HDF5 content (:mod:`snn_core.datasets.hdf5`) and is verified before anything is parsed. One line loads it::
 
     train_set = DistilledDataset.load("distilled.h5")
 """

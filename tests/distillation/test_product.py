@@ -1,11 +1,16 @@
 """The HDF5 product: round trip, use as a FrameDataset, and every way a file can be wrong."""
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
 from snn_core.datasets import FrameDataset
+from snn_core.datasets.hdf5 import BLOCK_BYTES, MAGIC, write_hdf5
 from snn_core.distillation.product import DistilledDataset, Provenance, record_measurement, write_product
 from snn_core.errors import ArgumentError, CheckpointError, StorageError
 
@@ -29,6 +34,27 @@ def make_product(seed: int = 0) -> DistilledDataset:
     )
     frames = torch.randint(0, 16, (6, 3, 2, 5, 4), dtype=torch.uint8, generator=generator)
     return DistilledDataset(frames, torch.tensor([0, 0, 1, 1, 2, 2]), provenance)
+
+
+def change_product(path: Path, change: Callable[[h5py.File], object], *, seal: bool) -> None:
+    """Edit a product; with ``seal`` the checksum before the HDF5 content is made to match again."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    if seal:
+        content = path.read_bytes()[BLOCK_BYTES:]
+        block = MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n"
+        path.write_bytes(block.ljust(BLOCK_BYTES, b"\0") + content)
+
+
+def replace_frames(**options: object) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file["frames"]
+        file.create_dataset("frames", **options)
+
+    return change
+
+
+HUGE = (6, 3, 2, 2**17, 2**17)
 
 
 def test_round_trip_keeps_everything(tmp_path):
@@ -92,8 +118,11 @@ def test_missing_and_foreign_files(tmp_path):
         DistilledDataset.load(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(CheckpointError, match="None version None"):
+    with pytest.raises(CheckpointError, match="not an HDF5 file with a checksum"):
         DistilledDataset.load(tmp_path / "other.h5")
+    write_hdf5(tmp_path / "cache.h5", lambda file: file.create_dataset("x", data=1))
+    with pytest.raises(CheckpointError, match="None version None"):
+        DistilledDataset.load(tmp_path / "cache.h5")
 
 
 def test_truncated_files_are_refused_at_any_length(tmp_path):
@@ -118,15 +147,57 @@ def test_truncated_files_are_refused_at_any_length(tmp_path):
         (lambda file: file.attrs.modify("class_names", '["zero"]'), "product"),
         (lambda file: file.__delitem__("labels"), "not a readable"),
         (lambda file: file.attrs.modify("surprise", 1), "surprise"),
+        (replace_frames(shape=HUGE, dtype="u1", compression="gzip", chunks=True), "holds only 0 bytes"),
+        (replace_frames(shape=HUGE, dtype="u1"), "holds only 0 bytes"),
+        (replace_frames(shape=(6, 3, 2, 5, 4), dtype="f4"), "float32"),
+        (replace_frames(data=np.zeros((6, 3, 2, 5, 4), "u1"), shuffle=True, compression="gzip"), "do not use"),
     ],
 )
-def test_changed_files_are_refused(tmp_path, change, message):
+def test_made_up_files_with_a_valid_checksum_are_refused(tmp_path, change, message):
     path = tmp_path / "p.h5"
     write_product(path, make_product())
-    with h5py.File(path, "r+") as file:
-        change(file)
+    change_product(path, change, seal=True)
     with pytest.raises(CheckpointError, match=message):
         DistilledDataset.load(path)
+
+
+@pytest.mark.parametrize("name", ["seed", "source_samples", "seconds"])
+def test_an_edited_attribute_is_noticed(tmp_path, name):
+    path = tmp_path / "p.h5"
+    write_product(path, make_product())
+    change_product(path, lambda file: file.attrs.modify(name, file.attrs[name] + 1), seal=False)
+    with pytest.raises(CheckpointError, match="does not match"):
+        DistilledDataset.load(path)
+
+
+def test_nothing_is_parsed_before_the_checksum_fits(tmp_path, monkeypatch):
+    path = tmp_path / "p.h5"
+    write_product(path, make_product())
+    content = bytearray(path.read_bytes())
+    content[BLOCK_BYTES + 100] ^= 0xFF
+    path.write_bytes(bytes(content))
+    monkeypatch.setattr("h5py.File", None)
+    with pytest.raises(CheckpointError, match="SHA-256 does not match"):
+        DistilledDataset.load(path)
+
+
+def test_strongly_compressed_frames_are_read(tmp_path):
+    """All zeros: nothing compresses better, and it must stay below the bound on declared sizes."""
+    product = make_product()
+    empty = DistilledDataset(torch.zeros(6, 8, 2, 256, 256, dtype=torch.uint8), product.labels, product.provenance)
+    write_product(tmp_path / "p.h5", empty)
+    assert torch.equal(DistilledDataset.load(tmp_path / "p.h5").frames, empty.frames)
+
+
+def test_running_out_of_memory_is_explained(tmp_path, monkeypatch):
+    write_product(tmp_path / "p.h5", make_product())
+
+    def exhausted(*args):
+        raise MemoryError("Unable to allocate")
+
+    monkeypatch.setattr("h5py.Dataset.__getitem__", exhausted)
+    with pytest.raises(CheckpointError, match="Unable to allocate"):
+        DistilledDataset.load(tmp_path / "p.h5")
 
 
 def test_frames_that_do_not_fit_are_refused():
