@@ -196,6 +196,37 @@ def test_unit_length():
     assert torch.isfinite(features.grad).all()
 
 
+def test_unit_length_has_a_bounded_gradient_however_short_the_vector():
+    direction = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    for length in (0.0, 1e-12, 1e-6, 1e-3, 9e-3, 1.1e-2, 1.0):
+        jacobian = torch.autograd.functional.jacobian(unit_length, direction * length)
+        assert torch.linalg.matrix_norm(jacobian, 2) <= 100.001
+
+
+def test_a_silent_sample_does_not_explode_the_gradient_of_the_loss():
+    """As happens with beta = 0: compared with the same loss at features of ordinary length."""
+    real, synthetic = streams(T=1, K=1)
+    frequencies = draw_frequencies(6, 64, 3.0, generator=generator()).double()
+    largest = []
+    for start in (synthetic, torch.zeros_like(synthetic)):
+        start = start.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(characteristic_function_loss(real, start, frequencies).sum(), start)
+        largest.append(gradient.abs().max())
+    assert 0 < largest[1] < 1000 * largest[0]
+
+
+def test_repr_tells_every_setting():
+    defaults = SpatioTemporalMatching()
+    other = {
+        "sigma": 2.0, "num_frequencies": 64, "alpha": 0.25, "mu": 0.5, "gamma": 0.5, "cf_weight": 2.0,
+        "normalise": False,
+    }  # fmt: skip
+    for name, value in other.items():
+        changed = SpatioTemporalMatching(**{name: value})
+        assert f"{name}={value}" in repr(changed)
+        assert repr(changed) != repr(defaults)
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 7), (4, 3, 2, 6), (5, 2, 2, 6), (5, 3, 2, 5), (5, 3, 0, 6)])
 def test_shapes_that_do_not_fit_are_refused(shape):
     real, _ = streams()
