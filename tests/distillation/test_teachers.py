@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from snn_core.distillation import TeacherConfig, TeacherPool, model_hash, train_teachers
+from snn_core.distillation.teachers import SnapshotHook
 from snn_core.errors import ArgumentError, ConfigError, InterruptedRunError
 from tests.distillation.conftest import make_bars
 
@@ -74,25 +75,39 @@ def test_a_damaged_cache_file_is_replaced_with_a_warning(bars, tmp_path):
         train_teachers(bars, tiny(count=1), cache_dir=tmp_path, quiet=True)
 
 
-def test_an_interrupted_teacher_goes_on_where_it_stopped(bars, tmp_path, monkeypatch):
-    whole = train_teachers(bars, tiny(), use_cache=False, quiet=True)
-    from snn_core.distillation.teachers import SnapshotHook
-
+def interrupt_training(bars, folder, monkeypatch) -> None:
+    """Stop the training of ``tiny()`` after 8 steps: after the first teacher's first snapshot, before its second."""
     original, calls = SnapshotHook.step, []
 
     def interrupting(self):
         original(self)
         calls.append(1)
-        if len(calls) == 8:  # after the first snapshot, before the second
+        if len(calls) == 8:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(SnapshotHook, "step", interrupting)
         with pytest.raises(InterruptedRunError):
-            train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
+            train_teachers(bars, tiny(), cache_dir=folder, quiet=True)
     assert len(calls) == 8
+
+
+def test_an_interrupted_teacher_goes_on_where_it_stopped(bars, tmp_path, monkeypatch):
+    whole = train_teachers(bars, tiny(), use_cache=False, quiet=True)
+    interrupt_training(bars, tmp_path, monkeypatch)
     resumed = train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
     assert resumed.hashes == whole.hashes
+    assert all(path.is_file() for path in tmp_path.iterdir())
+
+
+def test_a_damaged_state_of_an_interrupted_teacher_is_dropped_with_a_warning(bars, tmp_path, monkeypatch):
+    whole = train_teachers(bars, tiny(), use_cache=False, quiet=True)
+    interrupt_training(bars, tmp_path, monkeypatch)
+    (state,) = tmp_path.glob("training-*/*.safetensors")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="from the start"):
+        again = train_teachers(bars, tiny(), cache_dir=tmp_path, quiet=True)
+    assert again.hashes == whole.hashes
     assert all(path.is_file() for path in tmp_path.iterdir())
 
 
@@ -104,8 +119,11 @@ def test_hash_sees_parameters_and_buffers():
 
 
 def test_bad_settings_are_named(bars):
+    with pytest.raises(ValueError, match=r"training\n.*epoch_count"):
+        tiny(training={"epoch_count": 3})
+    unchecked = tiny().model_copy(update={"training": {"epoch_count": 3}})
     with pytest.raises(ConfigError, match=r"teachers\.training.*\n*.*epoch_count"):
-        train_teachers(bars, tiny(training={"epoch_count": 3}), use_cache=False, quiet=True)
+        train_teachers(bars, unchecked, use_cache=False, quiet=True)
     with pytest.raises(ArgumentError, match="backbone"):
         train_teachers(bars, tiny(backbone="no-such"), use_cache=False, quiet=True)
     with pytest.raises(ArgumentError, match="at least one teacher"):
