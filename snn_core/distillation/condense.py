@@ -296,7 +296,7 @@ def _loss_name(matching: MatchingLoss) -> str:
     if not re.search(r" at 0x[0-9A-Fa-f]+", text):
         return text
     named = matching if hasattr(matching, "__qualname__") else type(matching)
-    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def initial_frames(dataset: FrameDataset, config: DistillConfig, *, generator: torch.Generator) -> Tensor:

@@ -54,10 +54,10 @@ class DistillConfig(BaseModel):
 
     ``ipc``: synthetic samples per class. ``T``: time steps; None takes those of the data. ``layers``: names or indices
     of the teachers' spiking layers to match, None means all. ``beta``: weight of the residual potential (SDR).
-    ``feature_pool``: feature maps are average-pooled by this kernel. ``levels``: PEQ-N's largest count.
-    ``betas``: Adam's, each in [0, 1). ``draws``: roundings of the canvas a step. ``real_batch``: real samples per class and step, drawn with
-    repetition. ``max_shift`` (pixels) and ``num_shifts``: the set of shared shifts. ``learning_rate``: in event
-    counts a step, decaying by a cosine to ``final_learning_rate`` times itself. ``cache_megabytes``: the real
+    ``feature_pool``: feature maps are average-pooled by this kernel. ``levels``: PEQ-N's largest count. ``betas``:
+    Adam's, each in [0, 1). ``draws``: roundings of the canvas a step. ``real_batch``: real samples per class and step,
+    drawn with repetition. ``max_shift`` (pixels) and ``num_shifts``: the set of shared shifts. ``learning_rate``: in
+    event counts a step, decaying by a cosine to ``final_learning_rate`` times itself. ``cache_megabytes``: the real
     features of all (teacher, shift) pairs are kept in memory when they fit.
     """
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 import torch
 
-from snn_core.distillation import DistillConfig, MatchingTerms, TeacherPool, distill
+from snn_core.backbones import create
+from snn_core.distillation import DistillConfig, MatchingTerms, SpatioTemporalMatching, TeacherPool, distill
 from snn_core.distillation.condense import initial_frames
 from snn_core.errors import ArgumentError, CheckpointError, DataError, InterruptedRunError, NonFiniteError
 from tests.distillation.conftest import make_bars, make_config, make_pool
@@ -16,8 +17,6 @@ class Recorder:
     """Wraps ST-SM and does something at a given call."""
 
     def __init__(self, at, action):
-        from snn_core.distillation import SpatioTemporalMatching
-
         self.inner, self.at, self.action, self.calls = SpatioTemporalMatching(num_frequencies=16), at, action, 0
 
     def __call__(self, real, synthetic, *, generator):
@@ -110,6 +109,51 @@ def test_resume_refuses_nothing_and_other_runs(bars, pool, tmp_path):
             run()
 
 
+def test_resume_refuses_another_setting_of_the_loss(bars, pool, tmp_path):
+    options = {"state_path": tmp_path / "s", "quiet": True}
+    distill(bars, pool, make_config(), matching=SpatioTemporalMatching(alpha=0.5), **options)
+    with pytest.raises(CheckpointError, match="matching"):
+        distill(bars, pool, make_config(), matching=SpatioTemporalMatching(alpha=0.6), resume=True, **options)
+
+
+class Bare:
+    """A loss without a repr of its own: object's tells an address, another one in every process."""
+
+    def __call__(self, real, synthetic, *, generator):
+        return MatchingTerms(total=(real.mean() - synthetic.mean()).square(), per_class={})
+
+
+class OtherBare(Bare):
+    pass
+
+
+def test_a_loss_without_its_own_repr_resumes_by_its_name(bars, pool, tmp_path):
+    def function(real, synthetic, *, generator):
+        return Bare()(real, synthetic, generator=generator)
+
+    for number, (matching, same) in enumerate([(Bare(), Bare()), (function, function)]):
+        options = {"state_path": tmp_path / str(number), "quiet": True}
+        first = distill(bars, pool, make_config(), matching=matching, **options)
+        again = distill(bars, pool, make_config(), matching=same, resume=True, **options)
+        assert torch.equal(first.canvas, again.canvas)
+        assert b" at 0x" not in (tmp_path / str(number)).read_bytes()
+        with pytest.raises(CheckpointError, match="matching"):
+            distill(bars, pool, make_config(), matching=OtherBare(), resume=True, **options)
+
+
+def test_teachers_of_different_depth_are_refused_at_the_start(bars):
+    options = {"num_classes": 3, "input_size": [10, 10]}
+    models = {str(n): create("conv-snn", channels=[4] * n, **options) for n in (2, 1)}
+    mixed = TeacherPool.from_models(models)
+
+    def never(*args, **options):
+        raise AssertionError("the run has begun")
+
+    with pytest.raises(ArgumentError, match="teachers: 1 has 1 spiking layers to match, 2 has 2"):
+        distill(bars, mixed, make_config(), matching=never, quiet=True)
+    assert len(distill(bars, mixed, make_config(layers=[0]), quiet=True).history) == 8
+
+
 def test_non_finite_loss_names_layer_term_and_class_and_keeps_the_state(bars, pool, tmp_path):
     def poison(terms):
         values = terms.per_class["dft"].clone()
@@ -180,6 +224,9 @@ def test_bad_inputs_are_named(bars, pool):
         {"ipc": 0},
         {"unknown": 1},
         {"levels": 256},
+        {"betas": [0.5, 1.0]},
+        {"betas": [-0.1, 0.9]},
+        {"betas": [0.5, float("nan")]},
         {"iterations": "many"},
         {"mu": 0, "cf_weight": 0},
         {"num_shifts": 10, "max_shift": 1},
@@ -190,3 +237,10 @@ def test_bad_inputs_are_named(bars, pool):
 def test_bad_configs_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         DistillConfig.model_validate(values)
+
+
+def test_training_of_the_teachers_is_checked_with_the_config():
+    with pytest.raises(ValueError, match=r"teachers\.training(.|\n)*epochs: Input(.|\n)*epoch_count: Extra inputs"):
+        DistillConfig.model_validate({"teachers": {"training": {"epoch_count": 3, "epochs": 0}}})
+    kept = DistillConfig.model_validate({"teachers": {"training": {"epochs": 3}}})
+    assert kept.teachers.training == {"epochs": 3}
