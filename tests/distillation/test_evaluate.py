@@ -96,8 +96,17 @@ def test_evaluation_refuses_sets_that_do_not_fit(bars):
         evaluate_product(bars.subset([]), bars, config=TINY, quiet=True)
     with pytest.raises(ArgumentError, match="networks"):
         evaluate_product(bars, bars, networks=0, config=TINY, quiet=True)
+    with pytest.raises(ValueError, match=r"training\n.*rate: Extra"):
+        EvaluationConfig(training={"rate": 1})
     with pytest.raises(ConfigError, match=r"evaluation\.training"):
-        evaluate_product(bars, bars, config=EvaluationConfig(training={"rate": 1}), quiet=True)
+        evaluate_full(bars, bars, config=TINY, training={"rate": 1}, quiet=True)
+
+
+def test_a_missing_product_file_is_refused_before_any_training(bars, tmp_path, monkeypatch):
+    monkeypatch.setattr("snn_core.distillation.evaluate.train_classifier", None)
+    for path in (tmp_path / "none.h5", tmp_path):
+        with pytest.raises(ArgumentError, match="path"):
+            evaluate_product(bars, bars, config=TINY, path=path, quiet=True)
 
 
 def test_end_to_end_on_digits_dvs(tmp_path):
