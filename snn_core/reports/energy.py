@@ -159,7 +159,8 @@ def measure_energy(
 
     Args:
         model: dense, masked (zeros in its weights) or with a pruner attached. Ours and SpikingJelly's neurons are
-            recognised by their threshold. A layer whose weight is used without calling it is not seen.
+            recognised by their threshold, and reset before every batch and at the end. A layer whose weight is used
+            without calling it is not seen.
         batches: a :class:`snn_core.datasets.FrameDataset`, or an iterable of inputs ``[T, B, ...]`` or of tuples that
             begin with one.
         patterns: layer name -> N:M of the layers to count as compressed (``pruner.patterns``).
@@ -188,9 +189,11 @@ def measure_energy(
                     break
                 if not isinstance(x_seq, Tensor) or x_seq.ndim < 2:
                     raise ArgumentError(f"batches: expected tensors [T, B, ...], got {_describe(x_seq)}")
+                _reset_neurons(model)
                 model(x_seq)
                 samples += x_seq.shape[1]
     finally:
+        _reset_neurons(model)
         model.train(was_training)
         for handle in handles:
             handle.remove()
@@ -206,6 +209,14 @@ def measure_energy(
         bytes_dense=bytes_dense,
         bytes_compressed=bytes_compressed,
     )
+
+
+def _reset_neurons(model: nn.Module) -> None:
+    """Batches must not see each other's membrane potentials, also where the model does not reset them itself."""
+    for module in model.modules():
+        reset = getattr(module, "reset", None)
+        if callable(reset) and hasattr(module, "v_threshold"):
+            reset()
 
 
 def _layer(name: str, kind: str, tally: _Tally, samples: int) -> LayerEnergy:

@@ -98,6 +98,45 @@ def test_on_a_dataset_and_a_backbone():
     assert list(report.firing_rates) == [name for name, _ in model.spiking_layers()]
 
 
+def test_batches_do_not_see_each_others_state():
+    class Stateful(nn.Module):
+        """As SpikingJelly's models: whoever calls it resets it."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc, self.neuron, self.out = nn.Linear(4, 6), LIF(tau=4.0, decay_input=False), nn.Linear(6, 2)
+            nn.init.constant_(self.fc.weight, 0.11)
+            nn.init.zeros_(self.fc.bias)
+
+        def forward(self, x_seq):
+            return self.out(self.neuron(self.fc(x_seq)))
+
+    model, ones = Stateful(), torch.ones(2, BATCH, 4)
+    alone = measure_energy(model, [ones])
+    # 0.44, then 0.77: silent in one batch, but a second one on top of it would fire. Another batch size would not fit.
+    assert alone.firing_rates == {"neuron": 0}
+    several = measure_energy(model, [ones, ones, ones[:, :1]])
+    assert several.firing_rates == {"neuron": 0}
+    assert several.layers == alone.layers
+    assert not isinstance(model.neuron.v, torch.Tensor)
+
+
+def test_a_spikingjelly_model_in_batches():
+    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    from spikingjelly.activation_based import layer, neuron
+
+    with seeded(0):
+        model = nn.Sequential(
+            layer.Linear(4, 16, step_mode="m"), neuron.IFNode(step_mode="m"), layer.Linear(16, 2, step_mode="m")
+        )
+    x_seq = torch.rand(3, 6, 4, generator=torch.Generator().manual_seed(0)) * 2
+    whole = measure_energy(model, [x_seq])
+    parts = measure_energy(model, [x_seq[:, :3], x_seq[:, 3:5], x_seq[:, 5:]])
+    assert whole.firing_rates["1"] > 0.05
+    assert parts.firing_rates == pytest.approx(whole.firing_rates)
+    assert parts.synops == pytest.approx(whole.synops)
+
+
 @pytest.mark.parametrize(
     ("batches", "patterns", "word"),
     [
