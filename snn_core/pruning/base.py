@@ -100,6 +100,7 @@ class NMPruner(ABC):
         self._optimizer_handle: RemovableHandle | None = None
         self._handles: list[RemovableHandle] = []
         self._evaluation: tuple[tuple[int, ...], dict[str, Tensor]] | None = None
+        self._resumed_total_steps = 0
         self._attach()
         if (optimizer is None) != (total_steps is None):
             raise ArgumentError(
@@ -137,11 +138,13 @@ class NMPruner(ABC):
         """Bind the optimiser of the weights and the length of the run, on which the schedules depend.
 
         Raises:
-            ArgumentError: ``total_steps`` < 1, ``model`` does not contain the attached layers, or ``optimizer`` does
-                not hold their weights.
+            ArgumentError: ``total_steps`` < 1 or not that of the state loaded before, ``model`` does not contain the
+                attached layers, or ``optimizer`` does not hold their weights.
         """
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ArgumentError(f"total_steps must be a positive integer, got {total_steps!r}")
+        if self._resumed_total_steps not in (0, total_steps):
+            raise ArgumentError(f"total_steps: the loaded state is of {self._resumed_total_steps}, got {total_steps}")
         inside = {id(parameter) for parameter in model.parameters()}
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for layer in self.layers:
@@ -241,31 +244,41 @@ class NMPruner(ABC):
         """Take back :meth:`state_dict`; model and optimiser are loaded by whoever owns them, before this.
 
         Raises:
-            CheckpointError: the state is of another method, pattern, config or set of layers, or incomplete.
+            CheckpointError: the state is of another method, pattern, config, set of layers or length of run, of a
+                search while this pruner's masks are final, or incomplete.
         """
         try:
-            saved = json.loads(bytes(state["identity"].tolist()))
-            different = [key for key, value in self._identity().items() if saved.get(key) != value]
-            if different:
-                key = different[0]
-                raise CheckpointError(
-                    f"pruning state is of another run: {', '.join(different)} differ; {key} in the state: "
-                    f"{saved.get(key)}, here: {self._identity()[key]}"
-                )
-            self.steps_done = int(state["steps_done"])
-            frozen = bool(state["frozen"])
+            total_steps = self._check_identity(json.loads(bytes(state["identity"].flatten().tolist())))
+            steps_done, frozen = int(state["steps_done"]), bool(state["frozen"])
+            if self.frozen and not frozen:
+                raise CheckpointError("pruning state is of a search, but this pruner's masks are final: make a new one")
             if frozen:
-                masks = {layer.name: state[f"mask/{layer.name}"] for layer in self.layers}
+                masks = {layer.name: _saved_mask(state, layer) for layer in self.layers}
             self._load_method_state(state)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"pruning state is incomplete or damaged: {error}") from error
+        self.steps_done, self._resumed_total_steps = steps_done, total_steps
         self._evaluation = None
         for layer in self.layers:
             layer.forget_step()
         if frozen:
             self._freeze(masks)
+
+    def _check_identity(self, saved: dict[str, Any]) -> int:
+        """Compare with :meth:`_identity`; returns the length of the run that the state is of."""
+        own = self._identity()
+        if self.total_steps == 0:  # begin() is still to come, and compares then
+            own["total_steps"] = saved["total_steps"]
+        different = [key for key, value in own.items() if saved.get(key) != value]
+        if different:
+            key = different[0]
+            raise CheckpointError(
+                f"pruning state is of another run: {', '.join(different)} differ; {key} in the state: "
+                f"{saved.get(key)}, here: {own[key]}"
+            )
+        return int(saved["total_steps"])
 
     def _identity(self) -> dict[str, Any]:
         layers = {layer.name: list(layer.weight.shape) for layer in self.layers}
@@ -274,6 +287,7 @@ class NMPruner(ABC):
             "pattern": str(self.pattern),
             "layers": layers,
             "config": self.config.model_dump(mode="json"),
+            "total_steps": self.total_steps,
         }
 
     # ---- inside ----------------------------------------------------------------------------------------------------
@@ -341,6 +355,13 @@ class NMPruner(ABC):
                     "directly, so its mask cannot take part; exclude it"
                 )
         self._before_optimizer_step()
+
+
+def _saved_mask(state: dict[str, Tensor], layer: PrunedLayer) -> Tensor:
+    mask = state[f"mask/{layer.name}"]
+    if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
+        raise ValueError(f"mask/{layer.name} is {mask.dtype} {list(mask.shape)}, not bool {list(layer.weight.shape)}")
+    return mask
 
 
 def _text_tensor(value: Any) -> Tensor:

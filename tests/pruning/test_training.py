@@ -94,7 +94,10 @@ def test_masks_obey_the_pattern_during_and_after_training(method, pattern):
         assert 0 < int((weight != 0).sum()) <= mask.sum()
     assert check_nm(model.stem.weight.repeat(1, 8, 1, 1), "1:4") > 0
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    assert pruner.finalize() is not None
+    masks = {name: mask.clone() for name, mask in masks.items()}
+    again = pruner.finalize()
+    assert list(again) == list(masks)
+    assert all(torch.equal(again[name], mask) for name, mask in masks.items())
 
 
 @pytest.mark.parametrize("optimizer_name", ["adamw", "sgd", "amsgrad"])
