@@ -24,6 +24,8 @@ from snn_core.progress import progress
 
 BIN_ARGUMENTS = {"time": "n_time_bins", "count": "n_event_bins"}
 PathLike = str | os.PathLike[str]
+#: Frames of one recording; far above any use, and far below what exhausts the memory with a single recording.
+MAX_T = 2**16
 
 
 def load_frames(
@@ -45,7 +47,7 @@ def load_frames(
         source: "digits-dvs" (built in, simulated), "nmnist" (real; looks in $SNN_DATA for the official folders or
             nmnist_850.zip), or a folder or zip in N-MNIST's official layout.
         split: "train", "test" or "all" (train, then test).
-        T: number of frames a recording.
+        T: number of frames a recording, 1 to 65,536.
         by: "time" (bins of equal duration) or "count" (bins of equal number of events); bin edges as described in
             ``snn_core.kernels.event_frames``.
         cache_dir: folder of the frame cache; by default the environment variable SNN_CACHE, else
@@ -61,7 +63,7 @@ def load_frames(
         A FrameDataset; its ``content_key`` is the SHA-256 of the source's content and all parameters above.
 
     Raises:
-        ArgumentError: a bad ``T``, ``by``, ``split`` or ``limit``.
+        ArgumentError: a bad ``T``, ``by``, ``split`` or ``limit``, or frames that do not fit in memory.
         DataError: the source is missing, empty or damaged; the message names file and offset.
 
     A recording whose time stamps go backwards is sorted by time (stable) with a warning that counts such recordings.
@@ -108,6 +110,8 @@ def _check_arguments(split: str, T: int, by: str) -> None:
     check_split(split)
     if isinstance(T, bool) or not isinstance(T, (int, np.integer)) or T < 1:
         raise ArgumentError(f"T must be an integer of at least 1, got {T!r}")
+    if T > MAX_T:
+        raise ArgumentError(f"T must be at most {MAX_T}, got {T}")
     if by not in BIN_ARGUMENTS:
         raise ArgumentError(f"by must be one of {', '.join(BIN_ARGUMENTS)}, got {by!r}")
 
@@ -137,7 +141,10 @@ def _content_key(events_from: EventSource, split: str, *, T: int, by: str, seed:
 def _build(events_from: EventSource, recordings: Sequence[Recording], T: int, by: str, quiet: bool) -> CachedFrames:
     """Read, bin and stack the recordings."""
     width, height, polarities = events_from.sensor_size
-    frames = np.empty((len(recordings), T, polarities, height, width), np.uint8)
+    try:
+        frames = np.empty((len(recordings), T, polarities, height, width), np.uint8)
+    except MemoryError as error:
+        raise ArgumentError(f"T={T}: frames of {len(recordings)} recordings do not fit in memory: {error}") from error
     bins: dict[str, Any] = {BIN_ARGUMENTS[by]: T}
     saturated = unsorted = 0
     bar = progress(

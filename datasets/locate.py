@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from snn_core.datasets.nmnist import HOW_TO_GET, NMNISTSource
+from snn_core.datasets.nmnist import HOW_TO_GET, SPLIT_FOLDERS, NMNISTSource
 from snn_core.datasets.source import EventSource
 from snn_core.errors import ArgumentError, DataError
 
@@ -67,14 +67,21 @@ def _find_nmnist(download: bool) -> NMNISTSource:
     """The whole data set if it is there, else the part of 850 recordings, else a download, else an error."""
     root = data_root()
     folders = [root / "NMNIST", root, cache_root() / "data" / "NMNIST"]
+    half = ""
     for folder in folders:
-        if (folder / "Train").is_dir() or (folder / "Test").is_dir():
+        found = [part for part in SPLIT_FOLDERS.values() if (folder / part).is_dir()]
+        # One of the two alone is what an interrupted download leaves; it must not hide what else there is.
+        if len(found) == len(SPLIT_FOLDERS):
             return NMNISTSource(folder, "nmnist")
+        if found and not half:
+            half = f"; {folder} holds only {found[0]}/, give it as a path to use it alone"
     if (root / PART_OF_NMNIST).is_file():
         return NMNISTSource(root / PART_OF_NMNIST, "nmnist (part: 750 train, 100 test)")
     if download:
         return NMNISTSource(_download(root if os.environ.get("SNN_DATA") else cache_root() / "data"), "nmnist")
-    raise DataError(f"N-MNIST is not in {root} (neither Train/ and Test/, NMNIST/, nor {PART_OF_NMNIST}). {HOW_TO_GET}")
+    raise DataError(
+        f"N-MNIST is not in {root} (neither Train/ and Test/, NMNIST/, nor {PART_OF_NMNIST}){half}. {HOW_TO_GET}"
+    )
 
 
 def _download(folder: Path) -> Path:

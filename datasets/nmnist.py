@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ HOW_TO_GET = (
 )
 #: A zip member may claim any size; real recordings have about 20 kB.
 MAX_MEMBER_BYTES = 2**26
+SUFFIX = ".bin"  # in upper or lower case
 LAYOUT = "expected Train/<digit>/<id>.bin and Test/<digit>/<id>.bin"
 
 #: What zipfile raises on damaged or unsupported archives (RuntimeError: encrypted; the last two: mangled directories).
@@ -60,12 +61,12 @@ class NMNISTSource:
         self.path = Path(path)
         self.name = name or self.path.name
         if self.path.is_dir():
-            files = _folder_files(self.path)
+            names = _folder_names(self.path)
         elif self.path.exists():
-            files = _zip_files(self.path)
+            names = _zip_names(self.path)
         else:
             raise DataError(f"no such folder or zip file: {self.path}. {HOW_TO_GET}")
-        self._recordings = _by_split(files, self.path)
+        self._recordings = _by_split(names, self.path)
 
     def recordings(self, split: str) -> list[Recording]:
         """Recordings of the split, ordered by label folder and file name; "all" is train, then test."""
@@ -137,48 +138,77 @@ def _read_member(archive: zipfile.ZipFile, key: str, path: Path) -> bytes:
         return archive.read(key)
 
 
-def _folder_files(folder: Path) -> list[str]:
-    """Relative paths (with /) of all .bin files, sorted. DataError when the folder is empty."""
+def _folder_names(folder: Path) -> list[str]:
+    """Relative paths (with /) of all files and, with / at the end, folders. DataError when the folder is empty."""
+    names: list[str] = []
     with _reading(folder):
-        files = sorted(entry.relative_to(folder).as_posix() for entry in folder.rglob("*.bin"))
-        empty = not files and next(folder.iterdir(), None) is None
-    if empty:
+        for where, folders, files in os.walk(folder, onerror=_raise):
+            inside = Path(where).relative_to(folder)
+            names += [(inside / name).as_posix() + "/" for name in folders]
+            names += [(inside / name).as_posix() for name in files]
+    if not names:
         raise DataError(f"{folder}: the folder is empty; {LAYOUT}. {HOW_TO_GET}")
-    return files
+    return names
 
 
-def _zip_files(path: Path) -> list[str]:
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _zip_names(path: Path) -> list[str]:
+    """Names of all members; a folder's ends with / (not every zip has them)."""
     with _reading(path), zipfile.ZipFile(path) as archive:
-        files = sorted(name for name in archive.namelist() if name.endswith(".bin"))
+        names = archive.namelist()
+    files = sorted(name for name in names if _is_recording(name))
     twice = [name for name, following in itertools.pairwise(files) if name == following]
     if twice:
         raise DataError(f"{path}: holds {twice[0]} twice")
-    return files
+    return names
 
 
-def _by_split(files: list[str], path: Path) -> dict[str, list[Recording]]:
-    """Recordings of each split among ``files`` (relative paths of .bin files), each sorted by path."""
-    found: dict[str, list[Recording]] = {split: [] for split in SPLIT_FOLDERS}
-    parts = [PurePosixPath(file).parts for file in files]
+def _is_recording(name: str) -> bool:
+    return name.lower().endswith(SUFFIX)
+
+
+def _by_split(names: list[str], path: Path) -> dict[str, list[Recording]]:
+    """Recordings of each split among ``names`` (relative paths, of folders with / at the end), each sorted by path."""
+    parts = [tuple(name.split("/")) for name in sorted(names)]
     visible = [item for item in parts if not any(part.startswith((".", "__MACOSX")) for part in item)]
-    depth = next((d for d in (0, 1) if any(_is_split(item, d) for item in visible)), None)
+    files = [item for item in visible if _is_recording(item[-1])]
+    depth = next((d for d in (0, 1) if any(_is_split(item, d) for item in files)), None)
     if depth is None:
         raise DataError(f"{path}: neither Train/ nor Test/ with .bin files in it; {LAYOUT}. {HOW_TO_GET}")
-    nests = {item[:depth] for item in visible if _is_split(item, depth)}
+    nests = {item[:depth] for item in files if _is_split(item, depth)}
     if len(nests) > 1:
-        names = ", ".join(sorted("/".join(nest) for nest in nests))
-        raise DataError(f"{path}: several folders hold Train/ or Test/ ({names}); give one of them")
+        listed = ", ".join(sorted("/".join(nest) for nest in nests))
+        raise DataError(f"{path}: several folders hold Train/ or Test/ ({listed}); give one of them")
     split_of = {folder: split for split, folder in SPLIT_FOLDERS.items()}
-    for item in visible:
+    found: dict[str, dict[str, Recording]] = {split: {} for split in SPLIT_FOLDERS}
+    for item in files:
         if not _is_split(item, depth):
             continue
         inner = item[depth:]
         if len(inner) != 3 or inner[1] not in CLASS_NAMES:
             what = f"label folder {inner[1]!r} is no digit 0..9" if len(inner) == 3 else "not inside one label folder"
             raise DataError(f"{path}/{'/'.join(item)}: {what}; {LAYOUT}")
-        identifier = "/".join(inner).removesuffix(".bin")
-        found[split_of[inner[0]]].append(Recording(identifier, int(inner[1]), "/".join(item)))
-    return found
+        identifier, same_split = "/".join(inner)[: -len(SUFFIX)], found[split_of[inner[0]]]
+        if identifier in same_split:
+            raise DataError(f"{path}/{'/'.join(item)}: same name as {same_split[identifier].key}")
+        same_split[identifier] = Recording(identifier, int(inner[1]), "/".join(item))
+    _check_label_folders(visible, depth, nests, path)
+    return {split: list(recordings.values()) for split, recordings in found.items()}
+
+
+def _check_label_folders(names: list[tuple[str, ...]], depth: int, nests: set[tuple[str, ...]], path: Path) -> None:
+    """Refuse label folders that are no digit even where they hold no recording: they would be left out silently."""
+    for item in names:
+        # A folder's own name ends in an empty part, so that a file directly in Train/ is shorter than a folder in it.
+        if item[:depth] in nests and _is_split(item, depth) and len(item) > depth + 2:
+            label = item[depth + 1]
+            if label not in CLASS_NAMES:
+                raise DataError(
+                    f"{path}/{'/'.join(item[: depth + 2])}: label folder {label!r} is no digit 0..9; {LAYOUT}"
+                )
 
 
 def _is_split(parts: tuple[str, ...], depth: int) -> bool:

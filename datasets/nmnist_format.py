@@ -39,7 +39,8 @@ def decode_nmnist(
         EVENT_DTYPE array [num_events] in file order; ``t`` in microseconds as stored (not shifted to 0).
 
     Raises:
-        DataError: no bytes, a size that is no multiple of 5, or coordinates outside the sensor; names file and offset.
+        DataError: no bytes, nothing but overflow markers, a size that is no multiple of 5, or coordinates outside the
+            sensor; names file and offset.
     """
     if len(data) == 0:
         raise DataError(f"{name}: empty file (0 bytes), expected at least one 5-byte event")
@@ -52,6 +53,8 @@ def decode_nmnist(
     raw = np.frombuffer(data, np.uint8).reshape(-1, EVENT_BYTES)
     x, y, high, middle, low = (np.ascontiguousarray(raw[:, column]) for column in range(EVENT_BYTES))
     overflow = y == OVERFLOW_Y
+    if overflow.all():
+        raise DataError(f"{name}: no events, only {len(raw)} markers of a time stamp overflow")
     outside = ((x >= sensor_size[0]) | (y >= sensor_size[1])) & ~overflow
     if outside.any():
         index = int(outside.argmax())

@@ -78,6 +78,7 @@ def test_saturation_is_reported(layout: Path) -> None:
         ({"T": 0}, "T must be an integer of at least 1, got 0"),
         ({"T": 2.0}, r"T must be an integer of at least 1, got 2\.0"),
         ({"T": True}, "T must be an integer"),
+        ({"T": 10**7}, "T must be at most 65536, got 10000000"),
         ({"by": "window"}, "by must be one of time, count, got 'window'"),
         ({"split": "validation"}, "split must be one of train, test, all, got 'validation'"),
         ({"limit": 0}, "limit must be an integer of at least 1, got 0"),
@@ -88,6 +89,15 @@ def test_bad_arguments_are_named(layout: Path, options: dict[str, Any], message:
     split = options.pop("split", "train")
     with pytest.raises(ArgumentError, match=message):
         load_frames(layout, split, **options)
+
+
+def test_frames_that_do_not_fit_in_memory_name_the_argument(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 2 TiB")
+
+    monkeypatch.setattr("snn_core.datasets.frames.np.empty", refuse)
+    with pytest.raises(ArgumentError, match="T=5: frames of 9 recordings do not fit in memory: Unable"):
+        load_frames(layout, "train", T=5, use_cache=False)
 
 
 def test_iterate_events_checks_at_the_call(layout: Path) -> None:

@@ -90,6 +90,51 @@ def test_file_outside_a_label_folder(layout: Path) -> None:
         load_frames(layout, "train")
 
 
+@pytest.mark.parametrize("form", ["folder", "zip", "zip with folders only"])
+def test_label_folder_that_is_no_digit_and_holds_no_recording(layout: Path, form: str) -> None:
+    (layout / "Train/seven").mkdir()
+    if form != "zip with folders only":
+        (layout / "Train/seven/00001.txt").write_text("x")
+    source = layout
+    if form != "folder":
+        source = layout.with_suffix(".zip")
+        with zipfile.ZipFile(source, "w") as archive:
+            for file in sorted(layout.rglob("*")):
+                if file.is_file() or form == "zip with folders only":
+                    archive.write(file, file.relative_to(layout))
+    with pytest.raises(DataError, match=r"Train/seven: label folder 'seven' is no digit"):
+        load_frames(source, "train")
+
+
+def test_empty_label_folders_and_other_files_are_no_error(layout: Path) -> None:
+    before = content(layout)
+    (layout / "Train/3").mkdir()
+    (layout / "Train/.hidden").mkdir()
+    (layout / "Train/readme.txt").write_text("x")
+    (layout / "pictures/seven").mkdir(parents=True)
+    assert content(layout) == before
+
+
+def test_suffix_in_upper_case(layout: Path) -> None:
+    before = content(layout)
+    (layout / "Train/1/00002.bin").rename(layout / "Train/1/00002.BIN")
+    assert content(layout) == before
+    path = layout.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in layout.rglob("*.*"):
+            archive.write(file, file.relative_to(layout))
+    assert content(path) == before
+
+
+def test_same_name_in_upper_and_lower_case(tmp_path: Path) -> None:
+    path = tmp_path / "cases.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("Train/0/00001.BIN", bytes(5))
+        archive.writestr("Train/0/00001.bin", bytes(5))
+    with pytest.raises(DataError, match=r"00001\.bin: same name as Train/0/00001\.BIN"):
+        load_frames(path, "train")
+
+
 def test_split_that_is_not_there(make_layout: Make) -> None:
     folder = make_layout(splits=("Train",))
     assert len(load_frames(folder, "train", use_cache=False)) == 9
@@ -198,6 +243,29 @@ def test_download_goes_through_tonic(make_layout: Make, tmp_path: Path, monkeypa
 
     monkeypatch.setattr("tonic.datasets.NMNIST", FakeNMNIST)
     monkeypatch.setenv("SNN_DATA", str(tmp_path / "data"))
+    assert len(load_frames("nmnist", "all", download=True, use_cache=False)) == 12
+    assert len(load_frames("nmnist", "all", use_cache=False)) == 12
+
+
+def test_half_a_download_hides_nothing_and_is_completed(
+    make_layout: Make, zipped: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, root = make_layout("ready"), tmp_path / "data"
+    monkeypatch.setenv("SNN_DATA", str(root))
+    monkeypatch.setenv("SNN_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(ready / "Train", root / "NMNIST" / "Train")
+
+    class FakeNMNIST:
+        def __init__(self, save_to: str, train: bool) -> None:
+            if not train:
+                shutil.copytree(ready / "Test", Path(save_to) / "NMNIST" / "Test")
+
+    monkeypatch.setattr("tonic.datasets.NMNIST", FakeNMNIST)
+    with pytest.raises(DataError, match=r"N-MNIST is not in .*NMNIST holds only Train/"):
+        load_frames("nmnist", "train")
+    shutil.copy(zipped(ready), root / "nmnist_850.zip")
+    assert "part" in load_frames("nmnist", "all", use_cache=False).name
+    (root / "nmnist_850.zip").unlink()
     assert len(load_frames("nmnist", "all", download=True, use_cache=False)) == 12
     assert len(load_frames("nmnist", "all", use_cache=False)) == 12
 
