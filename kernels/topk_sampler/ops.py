@@ -226,9 +226,14 @@ def relaxed_topk_backward(grad_soft: Tensor, key: Tensor, n: int, temperature: f
 
 
 def gumbel_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Standard Gumbel noise of ``shape`` on the generator's device."""
-    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=dtype)
-    return uniform.clamp_(min=2.0**-25).log_().neg_().log_().neg_()
+    """Standard Gumbel noise of ``shape`` on the generator's device; for half types drawn in float32, then rounded."""
+    uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=_key_dtype(dtype))
+    return uniform.clamp_(min=2.0**-25).log_().neg_().log_().neg_().to(dtype)
+
+
+def _key_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half types: in float16 the smallest uniform number that noise is made of would be 0."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def sample_topk(
@@ -248,7 +253,8 @@ def sample_topk(
     relaxation. ``hard + soft - soft.detach()`` (:func:`straight_through`) is a mask with a gradient to the logits.
 
     Args:
-        logits: ``[..., M]``, floating point.
+        logits: ``[..., M]``, floating point. For float16 and bfloat16 noise, key and relaxation are float32, and
+            ``soft`` is rounded to the logits' type.
         n: positions to keep, 1 to M.
         temperature: tau > 0 of the relaxation; the hard draw does not depend on it.
         generator: source of the noise, on the logits' device; needed unless ``noise_scale`` is 0.
@@ -266,13 +272,15 @@ def sample_topk(
         raise ArgumentError(f"anchor: expected shape {list(logits.shape)} like logits, got {list(anchor.shape)}")
     if not noise_scale >= 0:
         raise ArgumentError(f"noise_scale must be 0 or more, got {noise_scale}")
+    dtype = _key_dtype(logits.dtype)
     noise = None
     if noise_scale > 0:
         if generator is None:
             raise ArgumentError("generator: needed for noise_scale > 0 (randomness is always explicit)")
-        noise = gumbel_noise(logits.shape, generator, logits.dtype)
-    key = perturbed_key(logits, None if anchor is None else anchor.detach(), noise, kappa, rho, noise_scale)
-    return TopKSample(hard_topk(key, n), relaxed_topk(key, n, temperature))
+        noise = gumbel_noise(logits.shape, generator, dtype)
+    anchor = None if anchor is None else anchor.detach().to(_key_dtype(anchor.dtype))
+    key = perturbed_key(logits.to(dtype), anchor, noise, kappa, rho, noise_scale)
+    return TopKSample(hard_topk(key, n), relaxed_topk(key, n, temperature).to(logits.dtype))
 
 
 def straight_through(sample: TopKSample) -> Tensor:

@@ -147,6 +147,29 @@ def test_gumbel_noise_is_finite_and_has_its_mean():
     assert torch.isfinite(reference.gumbel_from_uniform(torch.zeros(3))).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_draw_as_float32_does(dtype):
+    """20,000 blocks: float16's uniform numbers hold a 0 in every 2,048, whose noise would be infinite."""
+    logits, anchor = (make_key(4, blocks=20_000, seed=seed, dtype=torch.float32).to(dtype) for seed in (0, 1))
+    half, full = (
+        sample_topk(
+            value.requires_grad_(), 2, temperature=0.7, generator=torch.Generator().manual_seed(3),
+            kappa=1.3, anchor=other, rho=0.5,
+        )
+        for value, other in ((logits, anchor), (logits.detach().float(), anchor.float()))
+    )  # fmt: skip
+    assert torch.equal(half.hard, full.hard)
+    assert half.soft.dtype == dtype
+    assert torch.equal(half.soft, full.soft.to(dtype))
+    straight_through(half)[..., 0].sum().backward()
+    assert logits.grad.dtype == dtype
+    assert torch.isfinite(logits.grad).all()
+    noise = gumbel_noise((100_000,), torch.Generator().manual_seed(0), dtype)
+    assert noise.dtype == dtype
+    assert torch.equal(noise, gumbel_noise((100_000,), torch.Generator().manual_seed(0), torch.float32).to(dtype))
+    assert torch.isfinite(noise).all()
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
