@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -55,6 +56,20 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
+def code_version() -> str:
+    """Hash of the package's sources and of torch's version: what a finished cell was computed with."""
+    import snn_core.datasets
+    import snn_core.kernels
+
+    digest = hashlib.sha256(torch.__version__.encode())
+    for package in (snn_core, snn_core.kernels, snn_core.datasets):
+        folder = Path(str(package.__file__)).parent
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h"):
+                digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def command_line() -> str:
     """The command that made the result, from the repository's root."""
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
@@ -100,18 +115,31 @@ def run_cells(cells: list[Cell], work: Callable[[Cell], Cell], folder: Path, pro
         ``cell | {"result": ...}`` in the order of ``cells``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{sha256_json(cell)[:24]}.json" for cell in cells]
+    files = [_cell_file(folder, cell) for cell in cells]
     todo = [(cell, file) for cell, file in zip(cells, files, strict=True) if not file.is_file()]
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; {processes} processes", flush=True)
     context = multiprocessing.get_context("spawn")
     started = time.perf_counter()
     with context.Pool(processes, initializer=_one_thread) as pool:
-        jobs = [(file, cell, pool.apply_async(work, (cell,))) for cell, file in todo]
-        for number, (file, cell, job) in enumerate(jobs, 1):
-            write_json(file, cell | {"result": job.get()})
-            left = (time.perf_counter() - started) / number * (len(jobs) - number)
-            print(f"{number}/{len(jobs)} {cell}; about {left / 60:.0f} min left", flush=True)
+        for number, cell in enumerate(pool.imap_unordered(_Keeper(work, folder), [cell for cell, _ in todo]), 1):
+            left = (time.perf_counter() - started) / number * (len(todo) - number)
+            print(f"{number}/{len(todo)} {cell}; about {left / 60:.0f} min left", flush=True)
     return [json.loads(file.read_text()) for file in files]
+
+
+class _Keeper:
+    """Runs a cell and writes its file in the worker, so that nothing finished waits for anything else."""
+
+    def __init__(self, work: Callable[[Cell], Cell], folder: Path) -> None:
+        self.work, self.folder = work, folder
+
+    def __call__(self, cell: Cell) -> Cell:
+        write_json(_cell_file(self.folder, cell), cell | {"result": self.work(cell)})
+        return cell
+
+
+def _cell_file(folder: Path, cell: Cell) -> Path:
+    return folder / f"{sha256_json(cell)[:24]}.json"
 
 
 def _one_thread() -> None:

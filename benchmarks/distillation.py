@@ -1,7 +1,8 @@
 """Distilled sets against comparisons at the same budget: methods x IPC x distilled sets, each judged by fresh networks.
 
-Networks are trained on the product alone and tested on the official test recordings after their last epoch. The
-full-data reference uses the same networks, trained well. Interrupt it at will: finished cells are kept.
+Networks are trained on the product alone and tested after their last epoch: on the official test recordings, and in
+5-fold cross-validation on the training split (teachers and products then see the other four folds only). The full-data
+reference uses the same networks, trained well. Interrupt it at will: finished cells are kept.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import Cell, add_json_option, run_cells, summary, write_result
+from common import Cell, add_json_option, code_version, run_cells, summary, write_result
 
-from snn_core.datasets import load_frames
+from snn_core.datasets import FrameDataset, load_frames, stratified_folds
 from snn_core.distillation import (
     DistillConfig,
     EvaluationConfig,
@@ -27,11 +28,26 @@ from snn_core.distillation import (
 from snn_core.files import sha256_json
 from snn_core.training import TrainConfig
 
+FOLDS = 5
+
+
+def data(cell: Cell) -> tuple[FrameDataset, FrameDataset]:
+    """The official splits, or a fold of the training split."""
+    train_set = load_frames(cell["data"], "train", T=cell["T"], quiet=True)
+    if cell["fold"] == "test":
+        return train_set, load_frames(cell["data"], "test", T=cell["T"], quiet=True)
+    train_part, test_part = stratified_folds(train_set.labels, FOLDS, seed=0)[cell["fold"]]
+    return train_set.subset(train_part), train_set.subset(test_part)
+
+
+def train_pool(cell: Cell) -> Cell:
+    """Train the teachers of a fold into the cache, before several cells would each do it."""
+    return {"seconds": train_teachers(data(cell)[0], DistillConfig().teachers, seed=0, quiet=True).seconds}
+
 
 def run(cell: Cell) -> Cell:
     """Make one product (or take all data) and evaluate it."""
-    train_set = load_frames(cell["data"], "train", T=cell["T"], quiet=True)
-    test_set = load_frames(cell["data"], "test", T=cell["T"], quiet=True)
+    train_set, test_set = data(cell)
     evaluation = EvaluationConfig(networks=cell["networks"])
     if cell["method"] == "full":
         return evaluate_full(train_set, test_set, config=evaluation, seed=cell["seed"], quiet=True).to_dict()
@@ -51,52 +67,60 @@ def run(cell: Cell) -> Cell:
 
 
 def tabulate(finished: list[Cell]) -> list[dict[str, Any]]:
-    """Per method and IPC: accuracy over all networks of all sets, beside full data and random selection."""
-    groups: dict[tuple[str, int], list[Cell]] = {}
+    """One row per protocol (``test``, ``5-fold``), method and IPC: accuracy over all networks of all sets."""
+    groups: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in finished:
-        groups.setdefault((cell["method"], cell["ipc"]), []).append(cell["result"])
+        protocol = "test" if cell["fold"] == "test" else "5-fold"
+        groups.setdefault((protocol, cell["method"], cell["ipc"]), []).append(cell["result"])
+    return [_row(key, groups) for key in groups]
 
-    def mean(key: tuple[str, int]) -> float | None:
-        return statistics.fmean(a for result in groups[key] for a in result["accuracies"]) if key in groups else None
 
-    full = next((key for key in groups if key[0] == "full"), None)
-    rows = []
-    for (method, ipc), results in groups.items():
-        accuracy, random = mean((method, ipc)), mean(("random", ipc))
-        row: dict[str, Any] = {
-            "method": method,
-            "ipc": ipc,
-            "accuracy": summary([value for result in results for value in result["accuracies"]]),
-            "train_seconds": statistics.median(result["train_seconds"] for result in results),
-            "samples": results[0]["samples"],
-            "frame_bytes": results[0]["frame_bytes"],
-            "file_bytes": results[0]["file_bytes"],
-        }
-        if method != "full":
-            row["distillation_seconds"] = statistics.median(result["distillation_seconds"] for result in results)
-            row["teacher_seconds"] = statistics.median(result["teacher_seconds"] for result in results)
-            if full is not None:
-                reference = groups[full]
-                row["fraction_of_full"] = accuracy / mean(full)
-                row["training_speedup"] = (
-                    statistics.median(result["train_seconds"] for result in reference) / row["train_seconds"]
-                )
-                row["bytes_ratio"] = reference[0]["frame_bytes"] / row["frame_bytes"]
-            if random is not None:
-                row["minus_random"] = accuracy - random
-        rows.append(row)
-    return rows
+def _row(key: tuple[str, str, int], groups: dict[tuple[str, str, int], list[Cell]]) -> dict[str, Any]:
+    protocol, method, ipc = key
+    results = groups[key]
+
+    def accuracies(of: tuple[str, str, int]) -> list[float]:
+        return [value for result in groups[of] for value in result["accuracies"]]
+
+    accuracy = summary(accuracies(key))
+    sets = [statistics.fmean(result["accuracies"]) for result in results]
+    row: dict[str, Any] = {
+        "protocol": protocol,
+        "method": method,
+        "ipc": ipc,
+        "accuracy": accuracy,
+        "sets": summary(sets),
+        "train_seconds": statistics.median(result["train_seconds"] for result in results),
+        "samples": results[0]["samples"],
+        "frame_bytes": results[0]["frame_bytes"],
+        "file_bytes": results[0]["file_bytes"],
+    }
+    if method == "full":
+        return row
+    row["distillation_seconds"] = statistics.median(result["distillation_seconds"] for result in results)
+    row["teacher_seconds"] = statistics.median(result["teacher_seconds"] for result in results)
+    full = (protocol, "full", 0)
+    if full in groups:
+        row["fraction_of_full"] = accuracy["mean"] / statistics.fmean(accuracies(full))
+        full_seconds = statistics.median(result["train_seconds"] for result in groups[full])
+        row["training_speedup"] = full_seconds / row["train_seconds"]
+        row["bytes_ratio"] = groups[full][0]["frame_bytes"] / row["frame_bytes"]
+    random = (protocol, "random", ipc)
+    if random in groups and method != "random":
+        row["minus_random"] = accuracy["mean"] - statistics.fmean(accuracies(random))
+    return row
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(f"{'method':8} {'ipc':>4} {'accuracy':>17} {'of full':>8} {'- random':>8} {'train s':>8} {'bytes':>10}")
+    titles = f"{'accuracy':>17} {'of full':>8} {'- random':>8} {'train s':>8} {'bytes':>10}"
+    print(f"{'protocol':8} {'method':8} {'ipc':>4} {titles}")
     for row in rows:
         accuracy = f"{row['accuracy']['mean']:.4f} ± {row['accuracy']['std']:.4f}"
         fraction = f"{row['fraction_of_full']:.3f}" if "fraction_of_full" in row else "-"
         gain = f"{row['minus_random']:+.3f}" if "minus_random" in row else "-"
         print(
-            f"{row['method']:8} {row['ipc']:4d} {accuracy:>17} {fraction:>8} {gain:>8} "
+            f"{row['protocol']:8} {row['method']:8} {row['ipc']:4d} {accuracy:>17} {fraction:>8} {gain:>8} "
             f"{row['train_seconds']:8.2f} {row['frame_bytes']:10,}"
         )
 
@@ -107,9 +131,11 @@ def main() -> None:
     parser.add_argument("--data", default="nmnist")
     parser.add_argument("--methods", nargs="+", default=["pace", "herding", "random"])
     parser.add_argument("--ipc", type=int, nargs="+", default=[1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="distilled sets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="distilled sets of a fold")
+    parser.add_argument("--test-seeds", type=int, nargs="+", default=list(range(6)), help="sets for the test split")
+    parser.add_argument("--folds", nargs="+", default=["test", *map(str, range(FOLDS))])
     parser.add_argument("--networks", type=int, default=3, help="fresh networks a set")
-    parser.add_argument("--time-steps", type=int, default=3)
+    parser.add_argument("--time-steps", type=int, default=6)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-distillation"), help="finished cells")
     add_json_option(parser, "distillation_nmnist.json")
@@ -121,17 +147,19 @@ def main() -> None:
     }
     base = {
         "data": arguments.data, "T": arguments.time_steps, "networks": arguments.networks,
-        "settings": sha256_json(settings)[:12],  # a cell of other defaults is another cell
+        "settings": sha256_json(settings)[:12], "code": code_version(),  # of other code, it is another cell
     }  # fmt: skip
-    # Once, before the parallel processes would each train the same pool.
-    train_set = load_frames(arguments.data, "train", T=arguments.time_steps)
-    train_teachers(train_set, DistillConfig().teachers, seed=0)
-    cells = [base | {"method": "full", "ipc": 0, "seed": 0}]
+    folds = ["test" if fold == "test" else int(fold) for fold in arguments.folds]
+    run_cells(
+        [base | {"teachers": True, "fold": fold} for fold in folds], train_pool, arguments.work, arguments.processes
+    )
+    cells = [base | {"method": "full", "ipc": 0, "seed": 0, "fold": fold} for fold in folds]
     cells += [
-        base | {"method": method, "ipc": ipc, "seed": seed}
+        base | {"method": method, "ipc": ipc, "seed": seed, "fold": fold}
+        for fold in folds
         for ipc in arguments.ipc
+        for seed in (arguments.test_seeds if fold == "test" else arguments.seeds)
         for method in arguments.methods
-        for seed in arguments.seeds
     ]
     finished = run_cells(cells, run, arguments.work, arguments.processes)
     rows = tabulate(finished)

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import Cell, add_json_option, run_cells, summary, write_result
+from common import Cell, add_json_option, code_version, run_cells, summary, write_result
 
 from snn_core.backbones import create
 from snn_core.datasets import load_frames, stratified_folds
@@ -108,7 +108,8 @@ def main() -> None:
     settings = {"train": TrainConfig().model_dump(), "prune": PruneConfig().model_dump(mode="json")}
     base = {
         "data": arguments.data, "T": arguments.time_steps, "channels": arguments.channels, "epochs": arguments.epochs,
-        "settings": sha256_json(settings)[:12],  # a cell of other defaults is another cell
+        "settings": sha256_json(settings)[:12],  # a cell of other defaults, or other code, is another cell
+        "code": code_version(),
     }  # fmt: skip
     cells = [
         base | {"method": method, "pattern": pattern, "seed": seed, "fold": "test" if fold == "test" else int(fold)}

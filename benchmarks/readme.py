@@ -57,7 +57,7 @@ def pruning(result: dict[str, Any]) -> str:
 
 
 def distillation(result: dict[str, Any]) -> str:
-    """Accuracy, time and bytes of every method and IPC beside the full set."""
+    """Accuracy, time and bytes of every method and IPC beside the full set, per protocol."""
     rows = []
     for row in result["rows"]:
         full = row["method"] == "full"
@@ -65,15 +65,16 @@ def distillation(result: dict[str, Any]) -> str:
             [
                 "all data" if full else row["method"],
                 "" if full else str(row["ipc"]),
+                "100 test recordings" if row["protocol"] == "test" else "5-fold on the 750",
                 _percent(row["accuracy"]),
                 "" if full else f"{100 * row['fraction_of_full']:.1f}",
-                f"{100 * row['minus_random']:+.1f}" if "minus_random" in row and row["method"] != "random" else "",
+                f"{100 * row['minus_random']:+.1f}" if "minus_random" in row else "",
                 f"{row['train_seconds']:.1f}",
                 f"{row['frame_bytes']:,}",
             ]
         )
-    header = ["trained on", "per class", "accuracy %", "% of full", "minus random", "training s", "bytes of frames"]
-    return _table(header, rows)
+    header = ["trained on", "per class", "tested on", "accuracy %", "% of full", "minus random"]
+    return _table([*header, "training s", "bytes of frames"], rows)
 
 
 def lif(result: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snn_core.errors import ArgumentError
 from snn_core.kernels.lif import lif
+from snn_core.kernels.native import BACKENDS
 from snn_core.surrogate import ATan, as_surrogate
 
 DEFAULT_SURROGATE = ATan()
@@ -40,6 +41,10 @@ class SpikingNeuron(nn.Module):
         super().__init__()
         if step_mode not in ("s", "m"):
             raise ArgumentError(f"step_mode is {step_mode!r}; allowed: 's', 'm'")
+        if backend not in ("auto", *BACKENDS):
+            raise ArgumentError(f"backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+        if not v_threshold > 0:
+            raise ArgumentError(f"v_threshold is {v_threshold}; it must be positive")
         self.tau = tau
         self.decay_input = decay_input
         self.v_threshold = v_threshold
@@ -71,6 +76,14 @@ class SpikingNeuron(nn.Module):
         """Cut the state from the autograd graph (truncated backpropagation through time)."""
         self.v = None if self.v is None else self.v.detach()
         self.v_seq = None if self.v_seq is None else self.v_seq.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: the state without the autograd graph, which cannot be copied."""
+        state = self.__dict__.copy()
+        for name in ("v", "v_seq"):
+            if state[name] is not None:
+                state[name] = state[name].detach()
+        return state
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes (0 or 1) of the input current ``x``, same shape and dtype."""
@@ -202,7 +215,5 @@ def reset_net(module: nn.Module) -> None:
     """Reset every neuron of a network that has state: ours, and any module with a ``reset()`` (SpikingJelly's)."""
     for part in module.modules():
         reset = getattr(part, "reset", None)
-        if part is not module and callable(reset):
+        if callable(reset) and (part is not module or hasattr(part, "v_threshold")):
             reset()
-    if isinstance(module, SpikingNeuron):
-        module.reset()

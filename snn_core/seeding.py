@@ -26,7 +26,8 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
 
     For library layers that draw from the global state (parameter initialisation, ``nn.Dropout``).
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    # Only where CUDA is in use already: a run on the CPU must not start it on every device.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, *names))
         yield

@@ -13,7 +13,7 @@ from snn_core.datasets import FrameDataset, data_root, load_frames
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
-    """Two torch threads: what the smallest machines have, and enough for tests of this size."""
+    """One torch thread: tests of this size gain nothing from more, and lose much on a busy machine."""
     torch.set_num_threads(1)
 
 

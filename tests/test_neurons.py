@@ -62,10 +62,12 @@ def test_plif_learns_tau() -> None:
 
 
 def test_neurons_can_be_copied_between_samples() -> None:
-    layer = LIF()
-    with torch.no_grad():
-        layer(currents())
+    """Also right after a forward pass with gradients, whose graph cannot be copied."""
+    layer = LIF(store_v_seq=True)
+    layer(currents().requires_grad_())
     other = copy.deepcopy(layer)
+    assert torch.equal(other.v, layer.v)
+    assert not other.v_seq.requires_grad
     other.reset()
     assert layer.v is not None
 
@@ -76,6 +78,8 @@ def test_neurons_can_be_copied_between_samples() -> None:
         (LIF, {"tau": 0.9}, "tau"),
         (PLIF, {"init_tau": 1.0}, "init_tau"),
         (LIF, {"step_mode": "x"}, "step_mode"),
+        (LIF, {"v_threshold": -1.0}, "v_threshold"),
+        (LIF, {"backend": "zz"}, "backend"),
         (IF, {"surrogate_function": "Cosine"}, "surrogate_function"),
     ],
 )

@@ -48,7 +48,7 @@ SNN_INLINE float lif_reset(float h, const LifParameters& p) {
 // rounds alike everywhere (libm's expf does neither).
 SNN_INLINE float exp_portable(float x) {
   x = x > 88.0f ? 88.0f : x;
-  x = x < -87.0f ? -87.0f : x;
+  x = x > -87.0f ? x : -87.0f;  // NaN too: the conversion to an integer below must stay defined
   const float shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest integer
   const float n = shifted - 12582912.0f;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -92,7 +92,10 @@ template <int kSurrogate, bool kSoftReset, bool kDetachReset>
 SNN_INLINE float lif_step_backward(float gs, float h, float& gv, const LifParameters& p) {
   const float g = surrogate_gradient<kSurrogate>(h - p.v_threshold, p.alpha);
   float dv_dh = kSoftReset ? 1.0f : (h >= p.v_threshold ? 0.0f : 1.0f);
-  if (!kDetachReset) dv_dh = dv_dh + (kSoftReset ? -p.v_threshold * g : (p.v_reset - h) * g);
+  if (!kDetachReset) {
+    const float finite_h = h > 3.402823466e38f ? 3.402823466e38f : h;  // where h is infinite g is 0, and so must this be
+    dv_dh = dv_dh + (kSoftReset ? -p.v_threshold * g : (p.v_reset - finite_h) * g);
+  }
   const float gh = gs * g + gv * dv_dh;
   gv = gh - gh * p.reciprocal_tau;
   return gh;

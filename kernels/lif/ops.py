@@ -119,7 +119,7 @@ def lif(
             through the reference.
         v0: initial membrane potential ``[...]`` in float32 (float64 for float64 input); default ``v_reset`` or 0.
         tau: membrane time constant in time steps, >= 1; ``float("inf")`` with ``decay_input=False`` is the IF neuron.
-        reciprocal_tau: learned ``1 / tau`` (a float32 tensor with one element), in place of ``tau``; gets a gradient.
+        reciprocal_tau: learned ``1 / tau`` (a tensor with one element), in place of ``tau``; gets a gradient.
         v_threshold: firing threshold, > 0.
         v_reset: potential after a spike; None subtracts ``v_threshold`` instead.
         decay_input: whether the input is divided by ``tau`` too.
@@ -141,6 +141,9 @@ def lif(
     conventions and order of operations are kept.
     """
     _check(x_seq, v0, tau, reciprocal_tau, v_threshold, surrogate, alpha)
+    if reciprocal_tau is not None:
+        state_dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
+        reciprocal_tau = reciprocal_tau.reshape(()).to(state_dtype)
     chosen = resolve_backend(backend, x_seq.device, x_seq.dtype, NATIVE_DTYPES)
     if chosen == "reference":
         s_seq, v_last, v_seq = reference.lif(
@@ -171,8 +174,11 @@ def _check(
                 f"v0 is {v0.dtype} {tuple(v0.shape)} on {v0.device}; for this x_seq it must be "
                 f"{state_dtype} {tuple(x_seq.shape[1:])} on {x_seq.device}"
             )
-    if reciprocal_tau is not None and reciprocal_tau.numel() != 1:
-        raise ArgumentError(f"reciprocal_tau has shape {tuple(reciprocal_tau.shape)}; it must hold one element")
+    if reciprocal_tau is not None and (reciprocal_tau.numel() != 1 or reciprocal_tau.device != x_seq.device):
+        raise ArgumentError(
+            f"reciprocal_tau has shape {tuple(reciprocal_tau.shape)} on {reciprocal_tau.device}; it must hold one "
+            f"element on {x_seq.device}"
+        )
     if not tau >= 1:
         raise ArgumentError(f"tau is {tau}; it must be at least 1")
     if not v_threshold > 0:

@@ -106,12 +106,17 @@ struct RowView {
 template <int K>
 Geometry<K> make_geometry(const Tensor& x, const std::array<const Tensor*, K>& operands) {
   if (x.dim() - 1 > kMaxDims) throw std::runtime_error("lif: more than 24 dimensions");
+  if (x.scalar_type() != ScalarType::Float && x.scalar_type() != ScalarType::BFloat16) {
+    throw std::runtime_error("lif: x_seq must be float32 or bfloat16");
+  }
   for (const Tensor* t : operands) {
-    bool fits = t == nullptr || t->dim() == x.dim() || t->dim() == x.dim() - 1;
+    // A sequence has the time and the dtype of x; a state has no time and is float32.
+    bool fits = t == nullptr || (t->dim() == x.dim() && t->size(0) == x.size(0) && t->scalar_type() == x.scalar_type()) ||
+                (t->dim() == x.dim() - 1 && t->scalar_type() == ScalarType::Float);
     for (int64_t d = 1; t != nullptr && fits && d < x.dim(); ++d) {
       fits = t->size(t->dim() == x.dim() ? d : d - 1) == x.size(d);
     }
-    if (!fits) throw std::runtime_error("lif: a state or gradient has another shape than x_seq asks for");
+    if (!fits) throw std::runtime_error("lif: a state or gradient has another shape or dtype than x_seq asks for");
   }
   Geometry<K> geometry;
   for (int64_t d = 1; d < x.dim(); ++d) {

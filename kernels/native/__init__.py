@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,15 @@ def cpu_library() -> NativeLibrary:
 @torch.compiler.assume_constant_result
 def _cpu_available() -> bool:
     """For use inside compiled graphs: a constant of the process, not something to trace into."""
+    _warn_if_missing()
     return cpu_library().available
+
+
+@functools.cache
+def _warn_if_missing() -> None:
+    """Say once a process that operators run slower than they could."""
+    if not cpu_library().available:
+        warnings.warn(f"snn_core runs on plain torch, slower: native CPU library {cpu_library().reason}", stacklevel=5)
 
 
 def compiled_instruction_sets() -> tuple[str, ...]:
@@ -73,7 +82,7 @@ def resolve_backend(
         ArgumentError: unknown backend name.
         BackendUnavailableError: the named backend cannot run here or on this tensor.
     """
-    wanted = os.environ.get(BACKEND_VARIABLE, "auto") if backend == "auto" else backend
+    wanted = (os.environ.get(BACKEND_VARIABLE) or "auto") if backend == "auto" else backend
     if wanted not in ("auto", *BACKENDS):
         source = f"environment variable {BACKEND_VARIABLE}" if backend == "auto" else "backend"
         raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(BACKENDS)}")

@@ -13,6 +13,7 @@ import concurrent.futures
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -45,11 +46,12 @@ class BuildError(RuntimeError):
     """The native library could not be built; the message says what is missing or what the compiler printed."""
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler to use: ``$CXX``, else g++, clang++ or c++ on the path; None where there is none."""
+def find_compiler() -> list[str] | None:
+    """The C++ compiler as a command: ``$CXX`` (may have arguments), else g++, clang++ or c++; None without one."""
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        if name and (found := shutil.which(name.split()[0])):
-            return found
+        words = shlex.split(name or "")
+        if words and (found := shutil.which(words[0])):
+            return [found, *words[1:]]
     return None
 
 
@@ -105,7 +107,7 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder) / f"{Path(source).stem}_{isa or 'common'}.o") for source, isa, _ in jobs]
         commands = [
-            [compiler, *FLAGS, *defines, *flags, *extra_flags, f"-I{include}", f"-I{KERNELS}", "-c",
+            [*compiler, *FLAGS, *defines, *flags, *extra_flags, f"-I{include}", f"-I{KERNELS}", "-c",
              str(KERNELS / source), "-o", target]
             for (source, _, flags), target in zip(jobs, objects, strict=True)
         ]  # fmt: skip
@@ -114,7 +116,7 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
         linked = Path(folder) / LIBRARY_NAME
         # Named as needed, so that its symbols are found whatever scope torch was loaded in; at run time the copy that
         # torch has already loaded serves.
-        _run([compiler, "-shared", *extra_flags, *objects, f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10",
+        _run([*compiler, "-shared", *extra_flags, *objects, f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10",
               "-o", str(linked)])  # fmt: skip
         output.parent.mkdir(parents=True, exist_ok=True)
         beside = output.with_suffix(".tmp")

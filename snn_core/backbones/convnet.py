@@ -85,8 +85,12 @@ class ConvSNN(nn.Module):
             raise ArgumentError(f"input_transform is {input_transform!r}; allowed: log1p, none")
         if pool not in ("max", "avg"):
             raise ArgumentError(f"pool is {pool!r}; allowed: max, avg")
-        if not channels:
-            raise ArgumentError("channels is empty; a conv-snn needs at least one block")
+        if isinstance(channels, str) or not channels or not all(isinstance(c, int) and c > 0 for c in channels):
+            raise ArgumentError(f"channels is {channels!r}; it must be a list of positive integers, one a block")
+        if num_classes < 1 or in_channels < 1 or stem_kernel < 1 or stem_stride < 1:
+            raise ArgumentError("num_classes, in_channels, stem_kernel and stem_stride must be at least 1")
+        if len(input_size) != 2 or min(input_size) < 1:
+            raise ArgumentError(f"input_size is {input_size!r}; it must be height and width")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.input_size = tuple(input_size)

@@ -50,8 +50,13 @@ def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ArgumentError(f"backbone {name!r} has no option {', '.join(unknown)}; allowed: {', '.join(known)}")
-    with seeded(seed, "init", name):
-        model = factory(**options)
+    try:
+        with seeded(seed, "init", name):
+            model = factory(**options)
+    except ArgumentError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        raise ArgumentError(f"backbone {name!r} cannot be built with {options}: {error}") from error
     model.backbone_name = name  # type: ignore[assignment]
     model.backbone_options = dict(options)  # type: ignore[assignment]
     return model

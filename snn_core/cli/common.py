@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
@@ -17,7 +18,7 @@ import typer
 import snn_core
 from snn_core.cli.config import CONFIG_FILE, RunConfig, build_config, read_config_file
 from snn_core.datasets import FrameDataset, load_frames, stratified_folds
-from snn_core.errors import ArgumentError, CheckpointError
+from snn_core.errors import ArgumentError, CheckpointError, StorageError
 from snn_core.files import write_json
 from snn_core.training.loop import STATE_FILE
 
@@ -61,7 +62,9 @@ class Job:
 
     def finish(self, result: dict[str, Any], table: Any) -> None:
         """Write ``result.json`` and show the result: JSON for machines, else ``table``."""
-        result = {"command": self.command, "version": snn_core.__version__, "output": str(self.output)} | result
+        settings = {"seed": self.config.seed, "config": self.config.model_dump(mode="json"), "device": self.device}
+        start = {"command": self.command, "version": snn_core.__version__, "output": str(self.output)}
+        result = start | settings | result
         write_json(self.output / RESULT_FILE, result)
         show(result, table, self.as_json)
 
@@ -94,8 +97,6 @@ def start_job(
         CheckpointError: ``--resume`` on nothing, or on a run that was something else.
         ArgumentError: the output folder already holds a run, or the device does not exist.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ArgumentError(f"--device {device}: this torch has no CUDA device")
     base: dict[str, Any] = {}
     if resume:
         if output is None:
@@ -109,21 +110,54 @@ def start_job(
             given = " ".join(saved.get("subject", []))
             raise CheckpointError(f"{output} holds 'snn {command} {given}', not 'snn {command} {' '.join(subject)}'")
         base = saved["config"]
-    elif output is not None and (output / CONFIG_FILE).exists():
+        device = saved.get("device", device)
+    elif output is not None and _holds_work(output):
         raise ArgumentError(f"{output} already holds a run; use --resume, or another --output")
+    _check_device(device)
     merged = build_config(config, overrides, assignments, base=base)
     if resume and merged != build_config(base=base):
         raise CheckpointError(f"--resume goes on with the configuration in {output}; it cannot be changed on the way")
-    folder = output or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = output or _new_folder(command)
     # Only what was set is kept: a later default must not be mistaken for a choice.
     kept = merged.model_dump(mode="json", exclude_unset=True)
-    write_json(folder / CONFIG_FILE, {"command": command, "subject": list(subject), "config": kept})
+    write_json(folder / CONFIG_FILE, {"command": command, "subject": list(subject), "device": device, "config": kept})
     global current_job
     arguments = [command, *subject, "--resume", "--output", str(folder)]
     current_job = Job(
         command, merged, folder, resume, as_json, device, shlex.join(arguments) if resumable else ""
     )  # fmt: skip
     return current_job
+
+
+def _holds_work(output: Path) -> bool:
+    """Whether a folder holds more than the configuration of a run that failed before it began."""
+    return output.is_dir() and any(path.name != CONFIG_FILE for path in output.iterdir())
+
+
+def _new_folder(command: str) -> Path:
+    """A folder of this invocation alone, even when two start in the same second."""
+    stem = f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(f"cannot make {folder}: {error}") from error
+        return folder
+    raise AssertionError("unreachable")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise ArgumentError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    if kind.type == "cuda" and (not torch.cuda.is_available() or (kind.index or 0) >= torch.cuda.device_count()):
+        raise ArgumentError(f"--device {device}: this torch sees {torch.cuda.device_count()} CUDA devices")
+    if kind.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"--device {device}: allowed are cpu and cuda")
 
 
 def has_state(job: Job) -> bool:

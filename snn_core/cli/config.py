@@ -98,6 +98,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration {path} is not UTF-8 text: {error}") from error
     try:
         if path.suffix == ".toml":
             values: Any = tomllib.loads(text)

@@ -43,7 +43,7 @@ def demo(
     common.note(f"data: {train_set}")
     report: dict[str, Any] = {"data": common.describe(train_set, test_set)}
     report["pruning"] = prune_part(job, train_set, test_set)
-    report["distillation"] = distill_part(job, train_set, test_set, report["pruning"]["dense"])
+    report["distillation"] = distill_part(job, train_set, test_set)
     dense, pruned = report["pruning"]["dense"], report["pruning"]["spikenm"]
     pace, random = report["distillation"]["pace"], report["distillation"]["random"]
 
@@ -86,9 +86,7 @@ def prune_part(job: common.Job, train_set: FrameDataset, test_set: FrameDataset)
     return results
 
 
-def distill_part(
-    job: common.Job, train_set: FrameDataset, test_set: FrameDataset, dense: dict[str, Any]
-) -> dict[str, Any]:
+def distill_part(job: common.Job, train_set: FrameDataset, test_set: FrameDataset) -> dict[str, Any]:
     """One sample a class, by PACE and at random, each worth what fresh networks learn from it."""
     teachers = TeacherConfig(count=2, training=TRAINING)
     settings = DistillConfig(ipc=1, teachers=teachers)
@@ -109,7 +107,6 @@ def distill_part(
             "accuracy": result.mean,
             "seconds": result.train_seconds,
             "distillation_seconds": product.provenance.seconds,
-            "fraction_of_full": result.mean / dense["accuracy"],
         }
     return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 from typing import Any
 
@@ -75,7 +76,7 @@ def inspect_machine() -> dict[str, Any]:
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "compiler": find_compiler(),
+        "compiler": shlex.join(find_compiler() or []),
         "cuda_compiler": shutil.which("nvcc"),
         "cuda_device": cuda,
         "native_cpu": {"available": library.available, "isa": library.isa, "text": text},

@@ -21,9 +21,9 @@ from snn_core.distillation import (
     evaluate_product,
     record_measurement,
 )
-from snn_core.errors import CheckpointError, StorageError
+from snn_core.errors import CheckpointError, InterruptedRunError, StorageError
 from snn_core.files import write_json
-from snn_core.sparsity import load_compressed
+from snn_core.sparsity import load_compressed, read_compressed
 from snn_core.training import evaluate_accuracy, load_model
 from snn_core.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from snn_core.training.checkpoint import read_tensors
@@ -67,7 +67,11 @@ def evaluate(
 
 def _evaluate_model(job: common.Job, path: Path) -> None:
     _, header = read_tensors(path)
-    model = load_model(path)[0] if header.get("format") == CHECKPOINT_FORMAT else load_compressed(path)
+    if header.get("format") == CHECKPOINT_FORMAT:
+        model, metadata = load_model(path)
+    else:
+        model, metadata = load_compressed(path), read_compressed(path).metadata
+    job.config.data.T = _steps_of(job, metadata)
     _, test_set = common.load_data(job)
     started = time.perf_counter()
     accuracy = evaluate_accuracy(model.to(job.device), test_set)
@@ -77,16 +81,26 @@ def _evaluate_model(job: common.Job, path: Path) -> None:
         "format": header.get("format"),
         "accuracy": accuracy,
         "test_samples": len(test_set),
+        "T": test_set.T,
         "seconds": seconds,
         "file_bytes": path.stat().st_size,
     }
     rows = [
         ["model", f"{path} ({header.get('format')})"],
         ["test accuracy", f"{accuracy:.4f}"],
-        ["samples", str(len(test_set))],
+        ["samples, time steps", f"{len(test_set)}, {test_set.T}"],
         ["file", f"{path.stat().st_size:,} bytes"],
     ]
     job.finish(report, common.make_table("Model on real test data", ["", "value"], rows))
+
+
+def _steps_of(job: common.Job, metadata: dict[str, Any]) -> int:
+    """T that the model was trained with, unless another one was asked for, which is then said."""
+    asked = job.config.data.T if "T" in job.config.data.model_fields_set else None
+    trained = metadata.get("data", {}).get("T")
+    if asked is not None and trained is not None and asked != trained:
+        common.note(f"snn: the model was trained with T = {trained} and is tested with T = {asked}")
+    return asked or trained or job.config.data.T
 
 
 def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare_full: bool) -> None:
@@ -131,7 +145,11 @@ def _run_each(job: common.Job, jobs: dict[str, Callable[[], Evaluation]], produc
     finished = saved["results"] if saved.get("product") == product_key else {}
     for name, evaluation in jobs.items():
         if name not in finished:
-            finished[name] = evaluation().to_dict()
+            try:
+                finished[name] = evaluation().to_dict()
+            except InterruptedRunError as error:
+                done = ", ".join(finished) or "nothing"
+                raise InterruptedRunError(f"evaluation interrupted in '{name}'; finished and kept: {done}") from error
             write_json(file, {"product": product_key, "results": finished})
     return {name: Evaluation(**finished[name]) for name in jobs}
 

@@ -26,6 +26,7 @@ from snn_core.training.checkpoint import (
     MODEL_PREFIX,
     check_format,
     load_model_state,
+    model_header,
     read_json,
     read_tensors,
     write_tensors,
@@ -51,7 +52,7 @@ class TrainResult:
 
 
 def learning_rate_factor(position: float, config: TrainConfig) -> float:
-    """Factor on the peak rate at ``position`` in [0, 1): linear warm-up, hold, cosine to 0."""
+    """Factor on the peak rate at ``position`` in (0, 1]: linear warm-up, hold, cosine to 0 at the last step."""
     if position < config.warmup:
         return position / config.warmup
     if position < config.hold or config.hold >= 1:
@@ -88,7 +89,13 @@ class _Run:
         self.correct = 0
         self.result = TrainResult()
         # What a state belongs to: it is refused for any other run.
-        self.identity = {"config": config.model_dump(), "data": train_set.content_key, "samples": len(train_set)}
+        self.identity = {
+            "config": config.model_dump(),
+            "data": train_set.content_key,
+            "samples": len(train_set),
+            "model": model_header(model),
+            "hooks": [type(hook).__name__ for hook in hooks],
+        }
         for hook in hooks:
             hook.begin(model, self.optimizer, self.total_steps)
 
@@ -114,7 +121,7 @@ class _Run:
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"loss became {value} in epoch {epoch + 1}, step {step + 1}; lower learning_rate "
-                f"({config.learning_rate})." + (f" The last good state is in {self.output}." if self.output else "")
+                f"({config.learning_rate}).{self.last_state()}"
             )
         loss.backward()
         self.optimizer.step()
@@ -123,6 +130,18 @@ class _Run:
         self.loss_sum += value * len(indices)
         self.correct += int((logits.mean(0).argmax(1) == labels).sum())
         self.position += 1
+
+    def last_state(self) -> str:
+        """A sentence on where the last good state is, empty where there is none."""
+        if self.output is None or not (self.output / STATE_FILE).is_file():
+            return ""
+        return f" The last good state is {self.output / STATE_FILE}."
+
+    def check_parameters(self) -> None:
+        """Refuse to keep parameters that are not finite: the state on disk stays the last good one."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise NonFiniteError(f"{name} is not finite after step {self.position}.{self.last_state()}")
 
     def end_epoch(self) -> dict[str, float]:
         count = len(self.train_set)
@@ -246,6 +265,7 @@ def train_classifier(
                 now = time.perf_counter()
                 run.result.seconds += now - started
                 started = now
+                run.check_parameters()
                 run.save()
             if interrupted and run.position < run.total_steps:
                 where = f"; state saved in {output}, resume to go on" if output else "; no output folder, nothing saved"

@@ -126,6 +126,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         (["distill", "--method", "magic", *SMALL], 2, ["magic", "pace"]),
         (["evaluate", "absent.h5"], 4, ["absent.h5"]),
         (["train", "--device", "cuda"], 2, ["cuda"]),
+        (["train", "--device", "gpu"], 2, ["gpu"]),
+        (["train", *SMALL, "--set", "model.options.dropout=2"], 2, ["dropout"]),
+        (["train", *SMALL, "--set", "model.options.channels=8"], 2, ["channels"]),
         (["nonsense"], 2, []),
     ],
 )
@@ -150,6 +153,23 @@ def test_resume_on_nothing_and_on_another_command(capsys: pytest.CaptureFixture[
     assert "'snn train'" in error
     _, error = snn(capsys, "train", *SMALL, "--output", tmp_path / "run", code=2)
     assert "already holds a run" in error
+
+
+def test_a_failed_start_does_not_lock_its_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    snn(capsys, "train", "--data", tmp_path / "absent", "--output", tmp_path / "run", code=3)
+    report = as_json(capsys, "train", *SMALL, "--epochs", "1", "--output", tmp_path / "run")
+    assert report["config"]["data"]["limit"] == 60
+
+
+def test_evaluate_takes_the_time_steps_of_the_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = as_json(capsys, "prune", *SMALL, "--epochs", "1", "-T", "5", "--output", tmp_path / "run")
+    for name in ("model.safetensors", "compressed.safetensors"):
+        result = as_json(capsys, "evaluate", tmp_path / "run" / name, *SMALL, "--output", tmp_path / name)
+        assert (result["T"], result["accuracy"]) == (5, first["accuracy"])
+    _, error = snn(
+        capsys, "evaluate", tmp_path / "run/model.safetensors", *SMALL, "-T", "2", "--output", tmp_path / "other"
+    )
+    assert "T = 5" in error
 
 
 def test_resume_cannot_change_the_run_and_loses_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -139,9 +139,18 @@ def test_bfloat16_rounds_to_nearest_even_like_torch() -> None:
 @needs_native
 def test_non_finite_and_extreme_inputs_do_as_the_reference() -> None:
     x = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e38, 1e-45, 1.0, 2.0]).repeat(5, 1)
-    for backend_pair in ({"v_reset": 0.0}, {"v_reset": None}):
-        expected = lif(x, backend="reference", **backend_pair)[0]
-        assert torch.equal(lif(x, backend="cpp", **backend_pair)[0], expected)
+    for v_reset, surrogate in itertools.product((0.0, None), SURROGATES):
+        results = []
+        for backend in ("reference", "cpp"):
+            leaf = x.clone().requires_grad_()
+            spikes, _ = lif(leaf, v_reset=v_reset, surrogate=surrogate, backend=backend)
+            spikes.sum().backward()
+            results.append((spikes.detach(), leaf.grad))
+        assert torch.equal(results[0][0], results[1][0])
+        finite = slice(3, None)  # what a NaN or an infinity in x is worth is its own affair; its neighbours are not
+        torch.testing.assert_close(results[0][1][:, finite], results[1][1][:, finite], rtol=1e-5, atol=1e-6)
+        if v_reset is not None:  # a soft reset leaves the potential infinite
+            assert not results[1][1][:, 1].isnan().any(), "the gradient at +inf"
 
 
 @needs_native
@@ -244,6 +253,29 @@ def test_fake_kernel_gives_the_strides_of_the_real_one() -> None:
             fake = torch.ops.snn_core.lif(mode.from_tensor(x), *options)
         for got, want in zip(fake, real, strict=True):
             assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype), name
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_learned_tau_may_have_any_shape_of_one_element(shape: Any, dtype: torch.dtype, backend: str) -> None:
+    q = torch.full(shape, 0.5, dtype=dtype, requires_grad=True)
+    spikes, _ = lif(normal((3, 4), 0, 2.0), reciprocal_tau=q, backend=backend)
+    spikes.sum().backward()
+    assert spikes.shape == (3, 4)
+    assert q.grad.shape == shape
+    assert q.grad.dtype == dtype
+
+
+@needs_native
+def test_the_registered_operator_refuses_what_the_kernel_cannot_read() -> None:
+    options = (None, None, 2.0, 1.0, 0.0, True, False, 0, 2.0)
+    lif(torch.zeros(1, 1))
+    with pytest.raises(RuntimeError, match="float32 or bfloat16"):
+        torch.ops.snn_core.lif(torch.zeros(3, 4, dtype=torch.float64), *options, False)
+    for gradient in (torch.zeros(1, 4), torch.zeros(3, 5), torch.zeros(3, 4).bfloat16()):
+        with pytest.raises(RuntimeError, match="another shape or dtype"):
+            torch.ops.snn_core.lif_backward(gradient, None, None, torch.zeros(3, 4), *options)
 
 
 @needs_native

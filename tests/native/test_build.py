@@ -50,6 +50,18 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
     assert len(set(digests.values())) == 1, digests
 
 
+def test_library_is_there_where_it_can_be_built() -> None:
+    """All native tests are skipped without it, so its absence must not pass unseen."""
+    if build.find_compiler() is None or build.find_torch_include() is None:
+        pytest.skip("no C++ compiler or no torch headers here")
+    assert cpu_library().available, cpu_library().reason
+
+
+def test_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"{sys.executable} -m wrapper 'g++'")
+    assert build.find_compiler() == [sys.executable, "-m", "wrapper", "g++"]
+
+
 def test_no_compiler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -123,7 +123,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     expected = train_classifier(whole, blobs, config, hooks=[whole_hook])
     with pytest.raises(InterruptedRunError, match="resume"):
         train_classifier(network(), blobs, config, hooks=[InterruptingHook(at)], output=tmp_path)
-    resumed, hook = network(seed=5), CountingHook()
+    resumed, hook = network(seed=5), InterruptingHook(-1)
     result = train_classifier(resumed, blobs, config, hooks=[hook], output=tmp_path, resume=True)
     assert same_state(resumed, whole)
     assert result.history == expected.history
@@ -137,7 +137,7 @@ def test_interrupt_in_the_last_step_is_not_swallowed(blobs: FrameDataset, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         train_classifier(cut, blobs, CONFIG, hooks=[InterruptingHook(24)], output=tmp_path)
     resumed = network(seed=5)
-    train_classifier(resumed, blobs, CONFIG, hooks=[CountingHook()], output=tmp_path, resume=True)
+    train_classifier(resumed, blobs, CONFIG, hooks=[InterruptingHook(-1)], output=tmp_path, resume=True)
     assert same_state(resumed, whole)
 
 
@@ -154,9 +154,15 @@ def test_resume_refuses_nothing_and_another_run(blobs: FrameDataset, tmp_path: P
     train_classifier(network(), blobs, CONFIG, output=tmp_path)
     with pytest.raises(CheckpointError, match="config differ"):
         train_classifier(network(), blobs, CONFIG.model_copy(update={"epochs": 4}), output=tmp_path, resume=True)
+    other = create("conv-snn", **OPTIONS, neuron="if")
+    with pytest.raises(CheckpointError, match="model differ"):
+        train_classifier(other, blobs, CONFIG, output=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="hooks differ"):
+        train_classifier(network(), blobs, CONFIG, hooks=[CountingHook()], output=tmp_path, resume=True)
+    save_checkpoint(tmp_path / "m.safetensors", network())
     wider = create("conv-snn", **{**OPTIONS, "channels": [8, 16]})
     with pytest.raises(CheckpointError, match=r"blocks\.1\.conv\.weight has shape"):
-        train_classifier(wider, blobs, CONFIG, output=tmp_path, resume=True)
+        load_checkpoint(tmp_path / "m.safetensors", wider)
 
 
 def test_non_finite_loss_stops_and_says_where(blobs: FrameDataset, tmp_path: Path) -> None:
@@ -166,6 +172,22 @@ def test_non_finite_loss_stops_and_says_where(blobs: FrameDataset, tmp_path: Pat
     with pytest.raises(NonFiniteError, match="epoch 1, step 1"):
         train_classifier(model, blobs, CONFIG, output=tmp_path)
     assert not (tmp_path / loop_module.STATE_FILE).exists()
+
+
+def test_non_finite_parameters_are_not_saved_over_the_last_good_state(blobs: FrameDataset, tmp_path: Path) -> None:
+    class Breaking(CountingHook):
+        def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+            self.model = model
+
+        def step(self) -> None:
+            super().step()
+            if int(self.steps) == 24:
+                self.model.readout.weight.data[0, 0] = float("inf")
+
+    with pytest.raises(NonFiniteError, match=r"readout\.weight.*last good state"):
+        train_classifier(network(), blobs, CONFIG, hooks=[Breaking()], output=tmp_path)
+    with safetensors.safe_open(tmp_path / loop_module.STATE_FILE, framework="pt") as source:
+        assert json.loads(source.metadata()["progress"])["position"] == 16
 
 
 def test_bfloat16_autocast_trains(blobs: FrameDataset) -> None:
