@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# The release of triton that goes with that torch; a torch that pins its own needs TRITON= (empty).
+# The release of triton that goes with the default torch; another torch brings or finds its own.
+ifeq ($(TORCH),torch==2.13.0)
 TRITON ?= triton==3.7.1
+endif
 SPIKINGJELLY ?= spikingjelly>=2.0,<3
 BIN := $(VENV)/bin
+# Named after the torch that was asked for, so that another TORCH installs again.
+INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 SOURCES := $(wildcard kernels/*/*.cpp kernels/*/*.h) kernels/native/build.py
 
 .PHONY: demo test lint install clean
@@ -22,14 +26,15 @@ lint: install
 	ln -s $(CURDIR)/snn_core/* $(CURDIR)/kernels $(CURDIR)/datasets build/typing/snn_core/
 	cd build/typing && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml -p snn_core
 
-install: $(VENV)/.installed
+install: $(INSTALLED)
 
 # SpikingJelly goes in without its dependencies: it requires torchvision and torchaudio, which have no CPU build.
-$(VENV)/.installed: pyproject.toml setup.py $(SOURCES)
+$(INSTALLED): pyproject.toml setup.py $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TRITON) "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
 	$(BIN)/python -m pip install --quiet --no-deps "$(SPIKINGJELLY)"
+	$(BIN)/snn doctor
 	touch $@
 
 clean:

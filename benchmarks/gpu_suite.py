@@ -38,8 +38,10 @@ ROTATION_BYTES = 256 << 20  # more than any L2
 
 def use_source_tree() -> None:
     """Make ``snn_core`` importable from this checkout where it is not installed."""
-    if importlib.util.find_spec("snn_core") and importlib.util.find_spec("snn_core.kernels"):
-        return
+    with contextlib.suppress(ImportError):
+        # Looking for a submodule imports its parent, which fails in a bare checkout.
+        if importlib.util.find_spec("snn_core.kernels"):
+            return
     package = Path(tempfile.mkdtemp(prefix="snn_core_tree_")) / "snn_core"
     package.mkdir()
     for source in [*(ROOT / "snn_core").iterdir(), ROOT / "kernels", ROOT / "datasets"]:
@@ -247,6 +249,9 @@ def main() -> int:
         return 1
     use_source_tree()
     bench = Bench(torch.device(arguments.device), arguments.quick)
+    device = "cpu" if arguments.device == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "_")
+    path = arguments.json or ROOT / "benchmarks/results" / f"gpu_{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {}
     for name in arguments.parts:
         began = time.perf_counter()
@@ -256,10 +261,10 @@ def main() -> int:
             report[name] = {"failed": traceback.format_exc()[-2000:]}
         report[name]["part_seconds"] = round(time.perf_counter() - began, 2)
         print(name, json.dumps(report[name], indent=1), flush=True)
-    device = "cpu" if arguments.device == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "_")
-    path = arguments.json or ROOT / "benchmarks/results" / f"gpu_{device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+        # After every part: a time limit must not take what was measured before it.
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+        beside.replace(path)
     print(f"wrote {path}")
     return int(any("failed" in part for part in report.values()))
 
