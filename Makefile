@@ -35,7 +35,7 @@ $(INSTALLED): pyproject.toml setup.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
 	$(BIN)/python -m pip install --quiet --no-deps "$(SPIKINGJELLY)"
 	$(BIN)/snn doctor
-	touch $@
+	touch "$@"
 
 clean:
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache kernels/native/*.so
