@@ -28,7 +28,7 @@ def pair(kind: str, surrogate: str, **options: Any) -> tuple[Any, Any]:
     return snn_core.IF(**mine), neuron.IFNode(**other)
 
 
-def compare(mine: Any, other: Any, seed: int) -> None:
+def assert_agree(mine: Any, other: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(7, 5, 33, generator=generator) * 2
     weight = torch.randn(7, 5, 33, generator=generator)
@@ -55,18 +55,20 @@ def test_leaky_neurons(kind: str, backend: str, surrogate: str) -> None:
                 detach_reset=detach_reset,
             )  # fmt: skip
             mine.backend = backend
-            compare(mine, other, number)
+            assert_agree(mine, other, number)
 
 
 @pytest.mark.parametrize("tau", [1.1, 2.0, 3.7, 100.0])
 def test_time_constants(tau: float) -> None:
-    compare(*pair("lif", "ATan", tau=tau), seed=1)
+    assert_agree(*pair("lif", "ATan", tau=tau), seed=1)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_integrate_and_fire(surrogate: str) -> None:
     for number, (detach_reset, v_reset, v_threshold) in enumerate(OPTIONS):
-        compare(*pair("if", surrogate, v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset), number)
+        assert_agree(
+            *pair("if", surrogate, v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset), number
+        )
 
 
 def test_two_calls_carry_the_state_on_and_v_seq_agrees() -> None:
