@@ -95,16 +95,17 @@ def _evaluate_model(job: common.Job, path: Path) -> None:
 
 
 def _steps_of(job: common.Job, metadata: dict[str, Any]) -> int:
-    """T that the model was trained with, unless another one was asked for, which is then said."""
+    """T that the model or product was made with, unless another one was asked for, which is then said."""
     asked = job.config.data.T if "T" in job.config.data.model_fields_set else None
     trained = metadata.get("data", {}).get("T")
     if asked is not None and trained is not None and asked != trained:
-        common.note(f"snn: the model was trained with T = {trained} and is tested with T = {asked}")
+        common.note(f"snn: made with T = {trained}, tested with T = {asked}")
     return asked or trained or job.config.data.T
 
 
 def _evaluate_product(job: common.Job, path: Path, compare_random: bool, compare_full: bool) -> None:
     product = DistilledDataset.load(path)
+    job.config.data.T = _steps_of(job, {"data": {"T": product.T}})
     train_set, test_set = common.load_data(job)
     settings = job.config.evaluate
     options: dict[str, Any] = {"config": settings, "seed": job.config.seed, "quiet": job.quiet, "device": job.device}

@@ -83,7 +83,7 @@ def test_pattern_that_fits_no_layer_is_an_error(capsys: pytest.CaptureFixture[st
 
 
 def test_distill_and_evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    report = as_json(capsys, "distill", *SMALL, *TEACHER, "--iterations", "3", "--output", tmp_path / "run")
+    report = as_json(capsys, "distill", *SMALL, *TEACHER, "--iterations", "3", "-T", "4", "--output", tmp_path / "run")
     product = DistilledDataset.load(tmp_path / "run/product.h5")
     assert len(product) == report["samples"] == 10
     assert product.frames.dtype == torch.uint8
