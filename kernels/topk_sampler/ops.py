@@ -31,7 +31,7 @@ class TopKSample(NamedTuple):
 
 
 def _hard_columns(key: Tensor, n: int) -> Tensor:
-    """[M, blocks] -> bool: repeated maximum, for small n faster than any sort or topk on the CPU.
+    """[M, blocks] -> bool: repeated maximum, n passes instead of a sort.
 
     The maximum is marked by ``sign(key - max) + 1``: float arithmetic all the way, because a comparison that writes
     bool and a masked fill that reads it take 4 and 15 times as long as an addition.

@@ -1,7 +1,7 @@
 """Features of the real data, from every teacher under every shift: kept in memory when they fit.
 
 Real features do not change during distillation. With few teachers and a small set of shifts each is computed once
-instead of at every iteration, which made distillation about ten times cheaper where it was tried.
+instead of at every iteration.
 """
 
 from __future__ import annotations

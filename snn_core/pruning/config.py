@@ -12,17 +12,21 @@ from snn_core.sparsity import NMPattern
 class PruneConfig(BaseModel):
     """How a network is pruned to N:M while it trains. Unknown keys and wrong types are refused.
 
-    The defaults of the sampler, EID and the freeze are those that did best in our own small trials; none of them is
-    known from the SpikeNM paper.
+    The defaults of the sampler, EID and the freeze are our own choice, those that README's figures were measured with;
+    none of them is known from the SpikeNM paper.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     pattern: str = Field(default="2:4", description="at most N non-zeros in each block of M weights, written N:M")
     include: tuple[str, ...] | None = Field(
-        default=None, description="names of layers to prune (shell wildcards); none: all but the first and the last"
+        default=None,
+        strict=False,
+        description="names of layers to prune (shell wildcards); none: all but the first and the last",
     )
-    exclude: tuple[str, ...] = Field(default=(), description="names of layers that stay dense (shell wildcards)")
+    exclude: tuple[str, ...] = Field(
+        default=(), strict=False, description="names of layers that stay dense (shell wildcards)"
+    )
     keep_first_dense: bool = Field(
         default=True, description="leave the first layer dense unless it is included by name"
     )

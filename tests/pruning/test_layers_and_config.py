@@ -153,3 +153,13 @@ def test_schedule():
     assert middle.beta == pytest.approx(0.2)
     assert (end.temperature, end.eta, end.kappa, end.beta, end.eid) == (0.25, 0, 3, 0, False)
     assert [schedule_at(config, step, 80, 100).eid_due for step in range(6)] == [True, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("values", [{"seed": True}, {"freeze": "0.5"}, {"rho": float("inf")}, {"eid_interval": 2.0}])
+def test_wrong_types_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        PruneConfig(**values)
+
+
+def test_names_may_come_as_a_list() -> None:
+    assert PruneConfig(include=["a", "b"], exclude=["c"]).include == ("a", "b")
