@@ -1,8 +1,7 @@
-// The LIF operator on the CPU: forward, and a backward that recomputes h from x.
+// The LIF operator on the CPU: forward, dense, packed and in place.
 //
 // Work is cut into blocks of neurons; a block runs through all time steps with its state in a small buffer, so every
-// element of x is read once and every spike written once. The backward first reruns the block, keeping h of one chunk
-// of time in a buffer that stays in the L2 cache, and for long sequences only v at the chunk borders.
+// element of x is read once and every spike written once.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,274 +9,230 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
-#include <cmath>
-#include <memory>
 #include <optional>
-#include <stdexcept>
 #include <tuple>
 #include <vector>
 
-#include "lif/lif_rows.h"
+#include "lif/blocks.h"
+#include "lif/options.h"
 #include "lif/row_view.h"
 #include "native/strided.h"
 #include "native/tensors.h"
 
 namespace snn_core {
+
+// In lif_backward.cpp.
+std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTensor gv_last, OptionalTensor gv_seq,
+                                                Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau,
+                                                OptionalTensor checkpoints, double tau, double v_threshold,
+                                                std::optional<double> v_reset, bool decay_input, bool detach_reset,
+                                                int64_t surrogate, double alpha, int64_t checkpoint_every);
+
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+constexpr int64_t kBlock = 2048;  // neurons a block at most: 8 kB of state, a quarter of an L1 cache
 
-constexpr int64_t kBlock = 4096;             // neurons a block at most: 16 kB of state
-constexpr int64_t kMinBlock = 256;           // and at least, where T is large
-constexpr int64_t kHistory = 128 * 1024;     // floats of h kept by the backward: 512 kB, half a typical L2
-constexpr int64_t kParallelGrain = 32768;    // element steps below which a thread is not worth waking
+ForwardKernel variant_of(const LifForwardTable::Variants& table, const LifVariant& v) {
+  return table[v.decay_input][v.divide][v.soft_reset];
+}
 
-struct Options {
-  LifParameters p{};
-  LifVariant variant{};
+// What a forward call writes; null or empty where it is not asked for.
+struct ForwardOutputs {
+  const Tensor* v_last;
+  const Tensor* v_seq;
+  const Tensor* checkpoints;
+  int64_t checkpoint_every;
 };
 
-Options make_options(const OptionalTensor& reciprocal_tau, double tau, double v_threshold,
-                     std::optional<double> v_reset, bool decay_input, bool detach_reset, int64_t surrogate,
-                     double alpha) {
-  if (surrogate < 0 || surrogate >= kSurrogateCount) throw std::runtime_error("lif: unknown surrogate code");
-  Options o;
-  o.p.tau = static_cast<float>(tau);
-  o.p.reciprocal_tau = 1.0f / o.p.tau;
-  int exponent = 0;
-  // Multiplying by 1 / tau rounds like dividing by tau only when tau is a power of two (or infinite, where it is 0).
-  o.variant.divide = std::isfinite(tau) && std::frexp(o.p.tau, &exponent) != 0.5f;
-  if (reciprocal_tau.has_value()) {
-    if (reciprocal_tau->scalar_type() != ScalarType::Float) throw std::runtime_error("lif: reciprocal_tau not float32");
-    o.p.reciprocal_tau = *static_cast<const float*>(reciprocal_tau->data_ptr());
-    o.variant.divide = false;
+enum { kX, kS, kVSeq, kCheckpoints, kV0, kVLast, kForwardCount };
+
+// One block of the forward.
+struct ForwardBlock {
+  const Block<kForwardCount>& block;
+  const Options& o;
+  int64_t steps, checkpoint_every;
+  float *v, *x_tile, *s_tile;  // n; kTileSteps * n each
+  bool stream;
+
+  void run() const {
+    load_state(block.view[kV0], o.p.v_reset, v, block.n);
+    const bool every_step = static_cast<bool>(block.view[kVSeq].operand);
+    int64_t t = 0;
+    while (t < steps) {
+      int64_t until = every_step ? t + 1 : steps;
+      if (checkpoint_every > 0) until = std::min(until, (t / checkpoint_every + 1) * checkpoint_every);
+      advance(t, until);
+      t = until;
+      if (every_step) store_state(block.view[kVSeq], t - 1, v, block.n);
+      if (checkpoint_every > 0 && t % checkpoint_every == 0 && t < steps) {
+        store_state(block.view[kCheckpoints], t / checkpoint_every - 1, v, block.n);
+      }
+    }
+    store_state(block.view[kVLast], 0, v, block.n);
   }
-  o.p.v_threshold = static_cast<float>(v_threshold);
-  o.p.v_reset = static_cast<float>(v_reset.value_or(0.0));
-  o.p.alpha = static_cast<float>(alpha);
-  o.p.input_scale = decay_input ? o.p.reciprocal_tau : 1.0f;
-  o.variant.decay_input = decay_input;
-  o.variant.soft_reset = !v_reset.has_value();
-  o.variant.detach_reset = detach_reset;
-  o.variant.surrogate = static_cast<int>(surrogate);
+
+  void advance(int64_t first, int64_t last) const {
+    const RowView &x = block.view[kX], &s = block.view[kS];
+    if (x.contiguous() && s.contiguous()) {
+      const ForwardRows rows{x.at(first), x.operand.time_stride, s.at(first), s.operand.time_stride, v,
+                             block.n,     last - first,          stream};
+      return variant_of(forward_table().spikes[x.operand.storage], o.variant)(rows, o.p);
+    }
+    const ForwardKernel kernel = variant_of(forward_table().spikes[kFloat32], o.variant);
+    for (int64_t t = first; t < last; ++t) {
+      const ForwardRows rows{x.read(t, x_tile, block.n), 0, s.target(t, s_tile), 0, v, block.n, 1, false};
+      kernel(rows, o.p);
+      s.write(t, s_tile, block.n);
+    }
+  }
+};
+
+// Runs the forward with spikes written to `s`, which may be `x` itself.
+void forward(const Tensor& x, const Tensor& s, const OptionalTensor& v0, const Options& o, const ForwardOutputs& out) {
+  const auto geometry = neuron_geometry<kForwardCount>(
+      x, {&x, &s, out.v_seq, out.checkpoints, v0.has_value() ? &*v0 : nullptr, out.v_last});
+  const auto sequence = [](const Tensor* t) { return t != nullptr ? sequence_operand(*t) : Operand{}; };
+  const std::array<Operand, kForwardCount> operands{
+      sequence_operand(x),           sequence_operand(s), sequence(out.v_seq),
+      sequence(out.checkpoints),     v0.has_value() ? state_operand(*v0) : Operand{},
+      state_operand(*out.v_last)};
+  const int64_t steps = x.size(0);
+  const Blocking blocking(geometry, kBlock);
+  const bool stream = large(s);
+  torch::stable::parallel_for(0, blocking.count, blocking.grain(steps), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(3 * blocking.width);
+    float* const v = scratch.data();
+    for (int64_t index = begin; index < end; ++index) {
+      const Block<kForwardCount> block(geometry, blocking, operands, index);
+      ForwardBlock{block, o, steps, out.checkpoint_every, v, v + blocking.width, v + 2 * blocking.width,
+                   stream && block.view[kS].aligned()}
+          .run();
+    }
+  });
+}
+
+// The value of a learned reciprocal_tau takes the place of that of tau.
+Options cpu_options(const Tensor& x, const OptionalTensor& v0, const OptionalTensor& reciprocal_tau, double tau,
+                    double v_threshold, std::optional<double> v_reset, bool decay_input, bool detach_reset,
+                    int64_t surrogate, double alpha) {
+  check_x_seq(x);
+  check_state(x, v0.has_value() ? &*v0 : nullptr, "v0");
+  Options o = make_options(x, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha);
+  if (reciprocal_tau.has_value()) apply_reciprocal_tau(o.p, o.variant.decay_input, *static_cast<const float*>(reciprocal_tau->data_ptr()));
   return o;
 }
 
-ForwardRow forward_row(const LifVariant& v) { return rows().forward[v.decay_input][v.divide][v.soft_reset]; }
-
-// How the neurons are cut: a pure function of the shape, so that sums are the same for any number of threads.
-struct Blocking {
-  int64_t width, blocks_per_run, count;
-
-  template <int K>
-  Blocking(const Geometry<K>& geometry, int64_t widest) {
-    const int64_t inner = geometry.inner_size();
-    // At least 16 blocks for the threads to share where there is enough work, in whole cache lines.
-    const int64_t share = (inner * geometry.outer_count() / 16 + 63) / 64 * 64;
-    width = std::max<int64_t>(1, std::min({inner, widest, std::max<int64_t>(share, 1024)}));
-    blocks_per_run = (inner + width - 1) / width;
-    count = geometry.outer_count() * blocks_per_run;
-  }
-};
-
-int64_t grain(const Blocking& blocking, int64_t steps) {
-  return std::max<int64_t>(1, kParallelGrain / std::max<int64_t>(1, blocking.width * steps));
-}
-
-void load_state(const RowView& v0, float v_reset, float* v, int64_t n) {
-  if (!v0.operand) {
-    std::fill_n(v, n, v_reset);
-  } else {
-    const float* source = v0.read(0, v, n);
-    if (source != v) std::copy_n(source, n, v);
-  }
-}
-
-void store_state(const RowView& view, float* v, int64_t n) {
-  float* target = view.target(0, v);
-  if (target != v) std::copy_n(v, n, target);
-  view.write(0, v, n);
-}
-
-std::tuple<Tensor, Tensor, Tensor> lif(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, double tau,
-                                       double v_threshold, std::optional<double> v_reset, bool decay_input,
-                                       bool detach_reset, int64_t surrogate, double alpha, bool return_v_seq) {
-  const Options o =
-      make_options(reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha);
+std::tuple<Tensor, Tensor, Tensor, Tensor> lif(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, double tau,
+                                               double v_threshold, std::optional<double> v_reset, bool decay_input,
+                                               bool detach_reset, int64_t surrogate, double alpha,
+                                               int64_t checkpoint_every, bool return_v_seq) {
+  const Options o = cpu_options(x, v0, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
+                                alpha);
   const Layout layout(x);
+  const int64_t borders = checkpoint_every > 0 ? (x.size(0) - 1) / checkpoint_every : 0;
   Tensor s = layout.sequence(x), v_last = layout.step_float(x);
-  Tensor v_seq = return_v_seq ? layout.sequence(x) : empty_scalar_like(x, true);
-  const int64_t steps = x.size(0);
-  if (layout.neurons() == 0) return {s, v_last, v_seq};
+  Tensor v_seq = return_v_seq ? layout.sequence(x) : empty_vector_like(x, x.scalar_type());
+  Tensor checkpoints = checkpoint_every > 0 ? layout.sequence(x, borders, ScalarType::Float)
+                                            : empty_vector_like(x, ScalarType::Float);
+  if (layout.neurons() == 0) return {s, v_last, v_seq, checkpoints};
   advise_huge_pages(s);
   if (return_v_seq) advise_huge_pages(v_seq);
-
-  enum { kX, kS, kVSeq, kV0, kVLast, kCount };
-  const auto geometry = make_geometry<kCount>(
-      x, {&x, &s, return_v_seq ? &v_seq : nullptr, v0.has_value() ? &*v0 : nullptr, &v_last});
-  const std::array<Operand, kCount> operands{sequence_operand(x), sequence_operand(s),
-                                             return_v_seq ? sequence_operand(v_seq) : Operand{},
-                                             v0.has_value() ? step_operand(*v0) : Operand{}, step_operand(v_last)};
-  const Blocking blocking(geometry, kBlock);
-  const ForwardRow row = forward_row(o.variant);
-
-  torch::stable::parallel_for(0, blocking.count, grain(blocking, steps), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(3 * blocking.width);
-    float *v = scratch.data(), *x_buffer = v + blocking.width, *s_buffer = x_buffer + blocking.width;
-    for (int64_t block = begin; block < end; ++block) {
-      const auto outer = geometry.outer_offset(block / blocking.blocks_per_run);
-      const int64_t start = block % blocking.blocks_per_run * blocking.width;
-      const int64_t n = std::min(blocking.width, geometry.inner_size() - start);
-      std::array<RowView, kCount> view;
-      for (int k = 0; k < kCount; ++k) {
-        const int64_t stride = geometry.inner_stride(k);
-        view[k] = {operands[k], outer[k] + start * stride, stride};
-      }
-      load_state(view[kV0], o.p.v_reset, v, n);
-      for (int64_t t = 0; t < steps; ++t) {
-        row(view[kX].read(t, x_buffer, n), view[kX].ahead(t + 1, steps), v, view[kS].target(t, s_buffer), nullptr, n,
-            o.p);
-        view[kS].write(t, s_buffer, n);
-        if (view[kVSeq].operand) {
-          float* target = view[kVSeq].target(t, s_buffer);
-          std::copy_n(v, n, target);
-          view[kVSeq].write(t, s_buffer, n);
-        }
-      }
-      store_state(view[kVLast], v, n);
-    }
-  });
-  return {s, v_last, v_seq};
+  const bool keep = borders > 0;
+  forward(x, s, v0, o,
+          {&v_last, return_v_seq ? &v_seq : nullptr, keep ? &checkpoints : nullptr, keep ? checkpoint_every : 0});
+  return {s, v_last, v_seq, checkpoints};
 }
 
-// Everything a block of the backward works with.
-struct BackwardBlock {
-  enum { kX, kGx, kGs, kGvSeq, kV0, kGvLast, kGv0, kCount };
+Tensor lif_inplace(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, double tau, double v_threshold,
+                   std::optional<double> v_reset, bool decay_input, bool detach_reset, int64_t surrogate,
+                   double alpha) {
+  const Options o = cpu_options(x, v0, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
+                                alpha);
+  const Layout layout(x);
+  Tensor v_last = layout.step_float(x);
+  if (layout.neurons() > 0) forward(x, x, v0, o, {&v_last, nullptr, nullptr, 0});
+  return v_last;
+}
+
+enum { kPackX, kPackV0, kPackVLast, kPackBits, kPackCount };
+
+// Dimensions of a step, the packed one innermost. The strides of the packed operand are in bits: a byte further along
+// the packed dimension is 8 elements further, so an element there counts as many bits as that stride has bytes.
+Geometry<kPackCount> packed_geometry(const Tensor& x, const OptionalTensor& v0, const Tensor& v_last,
+                                     const Tensor& packed, int64_t dim) {
+  const auto strides = [&](int64_t d) {
+    const int64_t of_v_last = v_last.stride(d - 1);
+    return std::array<int64_t, kPackCount>{x.stride(d), v0.has_value() ? v0->stride(d - 1) : of_v_last, of_v_last,
+                                           d == dim ? packed.stride(d) : 8 * packed.stride(d)};
+  };
+  Geometry<kPackCount> geometry;
+  for (int64_t d = 1; d < x.dim(); ++d) {
+    if (d != dim) geometry.add_dimension(x.size(d), strides(d));
+  }
+  geometry.coalesce();
+  geometry.size[geometry.dims] = x.size(dim);  // also where it is 1: the packed dimension is always the inner one
+  for (int k = 0; k < kPackCount; ++k) geometry.stride[k][geometry.dims] = strides(dim)[k];
+  ++geometry.dims;
+  if (x.size(dim) % 8 == 0) geometry.merge();
+  return geometry;
+}
+
+// One block of the packed forward: n neurons (a multiple of 8 but for the last of a row), their bits from `bit` on.
+struct PackedBlock {
+  const Block<kPackCount>& block;
   const Options& o;
-  std::array<RowView, kCount> view;
-  int64_t steps, chunk, width, n;
-  float *history, *checkpoints, *carry, *v, *x_buffer, *g_buffer, *out_buffer, *gh_buffer;
-  bool learn_tau;
+  int64_t steps;
+  uint8_t* packed;
+  int64_t packed_time_stride;
+  float *v, *x_row;
+  uint8_t* byte_row;
 
-  static int64_t scratch_floats(int64_t width, int64_t chunk, int64_t steps) {
-    return width * (chunk + (steps + chunk - 1) / chunk + 6);
-  }
-
-  void forward_chunk(int64_t first, int64_t last, bool keep) const {
-    const ForwardRow row = forward_row(o.variant);
-    for (int64_t t = first; t < last; ++t) {
-      row(view[kX].read(t, x_buffer, n), view[kX].ahead(t + 1, steps), v, nullptr,
-          keep ? history + (t - first) * width : nullptr, n, o.p);
-    }
-  }
-
-  // d loss / d reciprocal_tau of one step: gh * d h / d q.
-  double tau_gradient(int64_t t, const float* v_before) const {
-    const float* x = view[kX].read(t, x_buffer, n);
-    double sums[8] = {};
-    for (int64_t i = 0; i < n; ++i) {
-      const float leak = v_before[i] - o.p.v_reset;
-      sums[i % 8] += static_cast<double>(gh_buffer[i]) * (o.variant.decay_input ? x[i] - leak : -leak);
-    }
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-  }
-
-  double run() const {
-    const auto& variant = o.variant;
-    const BackwardRow row = rows().backward[variant.surrogate][variant.soft_reset][variant.detach_reset];
-    const int64_t chunks = (steps + chunk - 1) / chunk;
-    double tau_sum = 0.0;
-    load_state(view[kV0], o.p.v_reset, v, n);
-    for (int64_t c = 0; c < chunks; ++c) {
-      std::copy_n(v, n, checkpoints + c * width);
-      if (c + 1 < chunks) forward_chunk(c * chunk, (c + 1) * chunk, false);
-    }
-    if (view[kGvLast].operand) {
-      load_state(view[kGvLast], 0.0f, carry, n);
+  void run() const {
+    const RowView &x = block.view[kPackX], &bits = block.view[kPackBits];
+    load_state(block.view[kPackV0], o.p.v_reset, v, block.n);
+    uint8_t* const out = packed + bits.offset / 8;
+    if (x.contiguous() && bits.stride == 1) {
+      const ForwardRows rows{x.at(0), x.operand.time_stride, out, packed_time_stride, v, block.n, steps, false};
+      variant_of(forward_table().bits[x.operand.storage], o.variant)(rows, o.p);
     } else {
-      std::fill_n(carry, n, 0.0f);
-    }
-    for (int64_t c = chunks - 1; c >= 0; --c) {
-      const int64_t first = c * chunk, last = std::min(steps, first + chunk);
-      std::copy_n(checkpoints + c * width, n, v);
-      forward_chunk(first, last, true);
-      for (int64_t t = last - 1; t >= first; --t) {
-        if (view[kGvSeq].operand) rows().add(view[kGvSeq].read(t, g_buffer, n), carry, n);
-        const float* gs = view[kGs].operand ? view[kGs].read(t, g_buffer, n) : nullptr;
-        const float* h = history + (t - first) * width;
-        row(gs, gs != nullptr ? view[kGs].ahead(t - 1, steps) : nullptr, h, carry, view[kGx].target(t, out_buffer),
-            learn_tau ? gh_buffer : nullptr, n, o.p);
-        view[kGx].write(t, out_buffer, n);
-        if (learn_tau) {
-          const float* before = checkpoints + c * width;
-          if (t > first) {
-            for (int64_t i = 0; i < n; ++i) {
-              v[i] = variant.soft_reset ? lif_reset<true>(h[i - width], o.p) : lif_reset<false>(h[i - width], o.p);
-            }
-            before = v;
-          }
-          tau_sum += tau_gradient(t, before);
-        }
+      const ForwardKernel kernel = variant_of(forward_table().bits[kFloat32], o.variant);
+      for (int64_t t = 0; t < steps; ++t) {
+        const ForwardRows rows{x.read(t, x_row, block.n), 0, byte_row, 0, v, block.n, 1, false};
+        kernel(rows, o.p);
+        uint8_t* place = out + t * packed_time_stride;
+        for (int64_t i = 0; i < (block.n + 7) / 8; ++i) place[i * bits.stride] = byte_row[i];
       }
     }
-    store_state(view[kGv0], carry, n);
-    return tau_sum;
+    store_state(block.view[kPackVLast], 0, v, block.n);
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTensor gv_last, OptionalTensor gv_seq,
-                                                Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, double tau,
-                                                double v_threshold, std::optional<double> v_reset, bool decay_input,
-                                                bool detach_reset, int64_t surrogate, double alpha) {
-  const Options o =
-      make_options(reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha);
-  const Layout layout(x);
-  Tensor gx = layout.sequence(x), gv0 = layout.step_float(x), g_reciprocal_tau = empty_scalar_like(x, false);
-  float* const tau_result = static_cast<float*>(g_reciprocal_tau.data_ptr());
-  *tau_result = 0.0f;
-  if (layout.neurons() == 0) return {gx, gv0, g_reciprocal_tau};
-  advise_huge_pages(gx);
-
-  using B = BackwardBlock;
-  const auto maybe = [](const OptionalTensor& t) { return t.has_value() ? &*t : nullptr; };
-  const auto geometry = make_geometry<B::kCount>(
-      x, {&x, &gx, maybe(gs), maybe(gv_seq), maybe(v0), maybe(gv_last), &gv0});
-  const auto sequence = [](const OptionalTensor& t) { return t.has_value() ? sequence_operand(*t) : Operand{}; };
-  const auto step = [](const OptionalTensor& t) { return t.has_value() ? step_operand(*t) : Operand{}; };
-  const std::array<Operand, B::kCount> operands{sequence_operand(x), sequence_operand(gx), sequence(gs),
-                                                sequence(gv_seq),    step(v0),             step(gv_last),
-                                                step_operand(gv0)};
+std::tuple<Tensor, Tensor> lif_packed(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, double tau,
+                                      double v_threshold, std::optional<double> v_reset, bool decay_input,
+                                      bool detach_reset, int64_t surrogate, double alpha, int64_t dim) {
+  const Options o = cpu_options(x, v0, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
+                                alpha);
+  if (dim < 1 || dim >= x.dim()) throw std::runtime_error("lif: dim to pack must be a dimension after the first");
+  const Layout layout(x), packed_layout(x, dim);
+  Tensor packed = packed_layout.sequence(x, x.size(0), ScalarType::Byte), v_last = layout.step_float(x);
+  if (layout.neurons() == 0) return {packed, v_last};
+  const auto geometry = packed_geometry(x, v0, v_last, packed, dim);
+  const std::array<Operand, kPackCount> operands{sequence_operand(x), v0.has_value() ? state_operand(*v0) : Operand{},
+                                                 state_operand(v_last), Operand{}};
   const int64_t steps = x.size(0);
-  const Blocking blocking(geometry, std::clamp(kHistory / steps / 64 * 64, kMinBlock, kBlock));
-  const int64_t chunk = std::min(steps, std::max<int64_t>(1, kHistory / blocking.width));
-  std::vector<double> tau_sums(blocking.count, 0.0);
-
-  torch::stable::parallel_for(0, blocking.count, grain(blocking, steps), [&](int64_t begin, int64_t end) {
-    const int64_t w = blocking.width;
-    // Not value-initialised: every part is written before it is read.
-    const std::unique_ptr<float[]> scratch(new float[B::scratch_floats(w, chunk, steps)]);
-    float* const base = scratch.get();
-    float* const checkpoints = base + 6 * w;
-    float* const history = checkpoints + (steps + chunk - 1) / chunk * w;
-    for (int64_t block = begin; block < end; ++block) {
-      const auto outer = geometry.outer_offset(block / blocking.blocks_per_run);
-      const int64_t start = block % blocking.blocks_per_run * w;
-      const int64_t n = std::min(w, geometry.inner_size() - start);
-      std::array<RowView, B::kCount> view;
-      for (int k = 0; k < B::kCount; ++k) {
-        const int64_t stride = geometry.inner_stride(k);
-        view[k] = {operands[k], outer[k] + start * stride, stride};
-      }
-      tau_sums[block] = B{o, view, steps, chunk, w, n, history, checkpoints, base, base + w, base + 2 * w,
-                          base + 3 * w, base + 4 * w, base + 5 * w, reciprocal_tau.has_value()}.run();
+  const Blocking blocking(geometry, kBlock);  // a run is cut at multiples of 64, so at whole bytes
+  auto* const bytes = static_cast<uint8_t*>(packed.data_ptr());
+  torch::stable::parallel_for(0, blocking.count, blocking.grain(steps), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(2 * blocking.width);
+    std::vector<uint8_t> byte_row(blocking.width / 8 + 1);
+    for (int64_t index = begin; index < end; ++index) {
+      const Block<kPackCount> block(geometry, blocking, operands, index);
+      PackedBlock{block, o, steps, bytes, packed.stride(0), scratch.data(), scratch.data() + blocking.width,
+                  byte_row.data()}
+          .run();
     }
   });
-  double total = 0.0;
-  for (const double value : tau_sums) total += value;
-  *tau_result = static_cast<float>(total);
-  return {gx, gv0, g_reciprocal_tau};
+  return {packed, v_last};
 }
 
 }  // namespace
@@ -285,6 +240,8 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTenso
 STABLE_TORCH_LIBRARY_IMPL(snn_core, CPU, m) {
   m.impl("lif", TORCH_BOX(&lif));
   m.impl("lif_backward", TORCH_BOX(&lif_backward));
+  m.impl("lif_packed", TORCH_BOX(&lif_packed));
+  m.impl("lif_inplace", TORCH_BOX(&lif_inplace));
 }
 
 }  // namespace snn_core

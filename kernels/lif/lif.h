@@ -6,6 +6,9 @@
 //     s = h >= v_threshold
 //     v = s ? v_reset : h   (hard reset)     v = s ? h - v_threshold : h   (soft reset; v_reset is then 0 above)
 // Compile with -ffp-contract=off (g++) or --fmad=false (nvcc).
+//
+// Functions take one neuron (F = float) or, in the CPU's row kernels, a short vector of the compiler's extension, for
+// which comparisons and ?: work lane by lane.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -25,78 +28,108 @@ struct LifParameters {
   float input_scale;     // d h / d x: reciprocal_tau with decay_input, else 1
 };
 
+// Neuron variants that select a compiled body.
+struct LifVariant {
+  bool decay_input;
+  bool divide;
+  bool soft_reset;
+  bool detach_reset;
+  int surrogate;
+};
+
 // Codes shared with ops.py.
 enum Surrogate { kATan = 0, kSigmoid = 1, kTriangle = 2, kRectangle = 3, kFastSigmoid = 4, kSurrogateCount = 5 };
 
+// A learned value in place of 1 / tau.
+SNN_INLINE void apply_reciprocal_tau(LifParameters& p, bool decay_input, float value) {
+  p.reciprocal_tau = value;
+  if (decay_input) p.input_scale = value;
+}
+
 // The charge step. kDivide divides by tau; otherwise multiplies by reciprocal_tau (equal when tau is a power of two).
-template <bool kDecayInput, bool kDivide>
-SNN_INLINE float lif_charge(float x, float v, const LifParameters& p) {
-  const float leak = v - p.v_reset;
+template <bool kDecayInput, bool kDivide, class F>
+SNN_INLINE F lif_charge(F x, F v, const LifParameters& p) {
+  const F leak = v - p.v_reset;
   if (kDecayInput) {
-    const float drive = x - leak;
+    const F drive = x - leak;
     return v + (kDivide ? drive / p.tau : drive * p.reciprocal_tau);
   }
   return v - (kDivide ? leak / p.tau : leak * p.reciprocal_tau) + x;
 }
 
-template <bool kSoftReset>
-SNN_INLINE float lif_reset(float h, const LifParameters& p) {
-  return h >= p.v_threshold ? (kSoftReset ? h - p.v_threshold : p.v_reset) : h;
+template <bool kSoftReset, class F>
+SNN_INLINE F lif_reset(F h, const LifParameters& p) {
+  const F after_spike = kSoftReset ? h - p.v_threshold : F{} + p.v_reset;
+  return h >= p.v_threshold ? after_spike : h;
 }
+
+// Reinterpretation of a float as an integer and back; the row kernels add the same for their vectors.
+template <class F>
+struct FloatBits;
+template <>
+struct FloatBits<float> {
+#if defined(__CUDA_ARCH__)
+  static SNN_INLINE unsigned bits(float x) { return __float_as_uint(x); }
+  static SNN_INLINE float value(unsigned x) { return __uint_as_float(x); }
+#else
+  static SNN_INLINE unsigned bits(float x) { return __builtin_bit_cast(unsigned, x); }
+  static SNN_INLINE float value(unsigned x) { return __builtin_bit_cast(float, x); }
+#endif
+};
 
 // exp(x) for finite x, relative error below 2e-7, clamped to [-87, 88]; plain arithmetic, so that it vectorises and
 // rounds alike everywhere (libm's expf does neither).
-SNN_INLINE float exp_portable(float x) {
-  x = x > 88.0f ? 88.0f : x;
-  x = x > -87.0f ? x : -87.0f;  // NaN too: the conversion to an integer below must stay defined
-  const float shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest integer
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float e = 1.9875691500e-4f;
-  e = e * r + 1.3981999507e-3f;
-  e = e * r + 8.3334519073e-3f;
-  e = e * r + 4.1665795894e-2f;
-  e = e * r + 1.6666665459e-1f;
-  e = e * r + 5.0000001201e-1f;
-  e = e * (r * r) + r + 1.0f;
-  const int bits = (static_cast<int>(n) + 127) << 23;
-#if defined(__CUDA_ARCH__)
-  return e * __int_as_float(bits);
-#else
-  return e * __builtin_bit_cast(float, bits);
-#endif
+template <class F>
+SNN_INLINE F exp_portable(F x) {
+  const F highest = F{} + 88.0f, lowest = F{} - 87.0f;
+  x = x > highest ? highest : x;
+  x = x > lowest ? x : lowest;  // NaN too: its integer below must not be arbitrary
+  const F shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest integer n
+  const F n = shifted - 12582912.0f;
+  const F r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  F e = r * 1.9875691500e-4f;
+  e = (e + 1.3981999507e-3f) * r;
+  e = (e + 8.3334519073e-3f) * r;
+  e = (e + 4.1665795894e-2f) * r;
+  e = (e + 1.6666665459e-1f) * r;
+  e = (e + 5.0000001201e-1f) * (r * r) + r + 1.0f;
+  // 2^n: the low bits of `shifted` hold n; moved into the exponent, and the bias added.
+  return e * FloatBits<F>::value((FloatBits<F>::bits(shifted) << 23) + 0x3f800000u);
 }
 
 // ds/dh at u = h - v_threshold.
-template <int kSurrogate>
-SNN_INLINE float surrogate_gradient(float u, float alpha) {
-  const float magnitude = u < 0.0f ? -u : u;
+template <int kSurrogate, class F>
+SNN_INLINE F surrogate_gradient(F u, float alpha) {
+  const F zero = F{};
+  const F magnitude = u < zero ? -u : u;
   if (kSurrogate == kATan) {
-    const float z = u * (alpha * 1.57079632679489662f);
+    const F z = u * (alpha * 1.57079632679489662f);
     return (0.5f * alpha) / (1.0f + z * z);
   }
   if (kSurrogate == kSigmoid) {
-    const float e = exp_portable(-(alpha * magnitude));  // symmetric, so the stable side serves both signs
-    const float d = 1.0f + e;
+    const F e = exp_portable(-(alpha * magnitude));  // symmetric, so the stable side serves both signs
+    const F d = 1.0f + e;
     return alpha * e / (d * d);
   }
-  if (kSurrogate == kTriangle) return magnitude > 1.0f / alpha ? 0.0f : alpha - alpha * alpha * magnitude;
-  if (kSurrogate == kRectangle) return magnitude < 0.5f / alpha ? alpha : 0.0f;
-  const float d = 1.0f + magnitude;
+  if (kSurrogate == kTriangle) return magnitude > 1.0f / alpha ? zero : alpha - alpha * alpha * magnitude;
+  if (kSurrogate == kRectangle) return magnitude < 0.5f / alpha ? zero + alpha : zero;
+  const F d = 1.0f + magnitude;
   return alpha / (d * d);  // kFastSigmoid (SuperSpike)
 }
 
 // One step backward in time. `gv` is the gradient of v[t] (own gradient plus what came from t + 1);
 // returns the gradient of h[t] and leaves the gradient of v[t - 1] in `gv`.
-template <int kSurrogate, bool kSoftReset, bool kDetachReset>
-SNN_INLINE float lif_step_backward(float gs, float h, float& gv, const LifParameters& p) {
-  const float g = surrogate_gradient<kSurrogate>(h - p.v_threshold, p.alpha);
-  float dv_dh = kSoftReset ? 1.0f : (h >= p.v_threshold ? 0.0f : 1.0f);
+template <int kSurrogate, bool kSoftReset, bool kDetachReset, class F>
+SNN_INLINE F lif_step_backward(F gs, F h, F& gv, const LifParameters& p) {
+  const F g = surrogate_gradient<kSurrogate>(h - p.v_threshold, p.alpha);
+  const F zero = F{}, one = zero + 1.0f, largest = zero + 3.402823466e38f;
+  F dv_dh = one;
+  if (!kSoftReset) dv_dh = h >= p.v_threshold ? zero : one;
   if (!kDetachReset) {
-    const float finite_h = h > 3.402823466e38f ? 3.402823466e38f : h;  // where h is infinite g is 0, and so must this be
+    const F finite_h = h > largest ? largest : h;  // where h is infinite g is 0, and so must this be
     dv_dh = dv_dh + (kSoftReset ? -p.v_threshold * g : (p.v_reset - finite_h) * g);
   }
-  const float gh = gs * g + gv * dv_dh;
+  const F gh = gs * g + gv * dv_dh;
   gv = gh - gh * p.reciprocal_tau;
   return gh;
 }

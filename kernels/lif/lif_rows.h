@@ -1,45 +1,65 @@
-// Row kernels of the LIF operator: one time step of a block of neurons, contiguous float32, no allocation, no threads.
-// Compiled once per instruction set (lif_rows.cpp); lif.cpp picks a table at run time.
+// Row kernels of the LIF operator: some time steps of a run of neighbouring neurons, no allocation, no threads.
+// Compiled once per instruction set (lif_forward_rows.cpp, lif_backward_rows.cpp); row_view.h picks a table at run time.
 #pragma once
 
 #include <cstdint>
 
 #include "lif/lif.h"
+#include "native/row_tools.h"
 
 namespace snn_core {
 
-// Neuron variants that select a compiled body.
-struct LifVariant {
-  bool decay_input;
-  bool divide;
-  bool soft_reset;
-  bool detach_reset;
-  int surrogate;
+// `steps` rows of `n` contiguous elements; the row of step t is at `x + t * x_stride` elements of the storage type.
+struct ForwardRows {
+  const void* x;
+  int64_t x_stride;
+  void* out;  // spikes in the storage type of x, or h in float32, or spikes as bits (stride in bytes)
+  int64_t out_stride;
+  float* v;  // state of the n neurons: before the first step, then after the last
+  int64_t n;
+  int64_t steps;
+  bool stream;  // `out` bypasses the caches
 };
 
-// h = charge(x, v); v = reset(h); s = spike (may be null); h_out = h (may be null).
-// x_next is the row that comes next in time, prefetched while this one is worked on (may be null).
-using ForwardRow = void (*)(const float* x, const float* x_next, float* v, float* s, float* h_out, int64_t n,
-                            const LifParameters& p);
-// gh_out = gradient of h; gx = gh * input_scale; gv in: gradient of v[t], out: of v[t-1]. gs may be null (zeros).
-// gh_out may be null.
-using BackwardRow = void (*)(const float* gs, const float* gs_next, const float* h, float* gv, float* gx,
-                             float* gh_out, int64_t n, const LifParameters& p);
-
-struct LifRows {
-  ForwardRow forward[2][2][2];                      // [decay_input][divide][soft_reset]
-  BackwardRow backward[kSurrogateCount][2][2];      // [surrogate][soft_reset][detach_reset]
-  void (*bf16_to_float)(const uint16_t* source, float* target, int64_t n);
-  void (*float_to_bf16)(const float* source, uint16_t* target, int64_t n);
-  void (*add)(const float* source, float* target, int64_t n);
+// Steps are walked from the last to the first.
+struct BackwardRows {
+  const void* gs;  // storage type; a stride of 0 reads one row again and again
+  int64_t gs_stride;
+  const float* h;
+  int64_t h_stride;
+  float* gv;  // gradient of v after the last step, then of v before the first
+  void* gx;   // storage type
+  int64_t gx_stride;
+  int64_t n;
+  int64_t steps;
+  bool stream;
 };
 
-extern const LifRows lif_rows_baseline;
+using ForwardKernel = void (*)(const ForwardRows&, const LifParameters&);
+using BackwardKernel = void (*)(const BackwardRows&, const LifParameters&);
+
+struct LifForwardTable {
+  using Variants = ForwardKernel[2][2][2];  // [decay_input][divide][soft_reset]
+  Variants spikes[kStorageCount];
+  Variants bits[kStorageCount];
+  Variants history[kStorageCount];  // h, for the backward
+};
+
+struct LifBackwardTable {
+  BackwardKernel kernel[kStorageCount][kSurrogateCount][2][2];  // [storage][surrogate][soft_reset][detach_reset]
+};
+
+#define SNN_DECLARE_TABLES(isa)                        \
+  extern const LifForwardTable lif_forward_##isa;      \
+  extern const LifBackwardTable lif_backward_##isa;
+
+SNN_DECLARE_TABLES(baseline)
 #if defined(SNN_HAS_AVX2)
-extern const LifRows lif_rows_avx2;
+SNN_DECLARE_TABLES(avx2)
 #endif
 #if defined(SNN_HAS_AVX512)
-extern const LifRows lif_rows_avx512;
+SNN_DECLARE_TABLES(avx512)
 #endif
+#undef SNN_DECLARE_TABLES
 
 }  // namespace snn_core

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
@@ -19,16 +20,17 @@ from snn_core.kernels.native.build import LIBRARY_PATH, find_compiler, find_torc
 
 #: Environment variable that overrides ``backend="auto"`` everywhere.
 BACKEND_VARIABLE = "SNN_BACKEND"
-BACKENDS = ("reference", "cpp")
+CUDA_LIBRARY_PATH = LIBRARY_PATH.with_name("_cuda.so")
+BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 
 @dataclass(frozen=True)
 class NativeLibrary:
-    """State of the CPU library: ``available``, else ``reason``; ``isa`` is the instruction set in use."""
+    """State of a backend: ``available``, else ``reason``; ``isa`` is the instruction set in use (CPU)."""
 
     available: bool
     reason: str
-    isa: str
+    isa: str = ""
 
 
 @functools.cache
@@ -51,11 +53,64 @@ def cpu_library() -> NativeLibrary:
     return NativeLibrary(True, "", library.snn_core_active_isa().decode())
 
 
+@functools.cache
+def cuda_library() -> NativeLibrary:
+    """Load the CUDA library if it is there and torch can use a GPU. Never raises; the answer is kept."""
+    if torch.version.cuda is None:
+        return NativeLibrary(False, f"torch {torch.__version__} is built without CUDA")
+    if not torch.cuda.is_available():
+        return NativeLibrary(False, "torch finds no CUDA device")
+    if not CUDA_LIBRARY_PATH.is_file():
+        return NativeLibrary(False, "not built; with nvcc at hand, build it with python -m snn_core.kernels.native")
+    try:
+        torch.ops.load_library(str(CUDA_LIBRARY_PATH))
+    except OSError as error:
+        return NativeLibrary(False, f"does not load with torch {torch.__version__}: {error}")
+    return NativeLibrary(True, "")
+
+
+@functools.cache
+def triton_backend() -> NativeLibrary:
+    """Register the Triton kernels if triton is there and has a GPU or its interpreter to run on. Never raises."""
+    if importlib.util.find_spec("triton") is None:
+        return NativeLibrary(False, "triton is not installed")
+    if not (torch.cuda.is_available() or triton_interprets()):
+        return NativeLibrary(False, "torch finds no CUDA device, and triton's interpreter is off (TRITON_INTERPRET=1)")
+    try:
+        from snn_core.kernels.lif import triton as lif_triton
+        from snn_core.kernels.spike_pack import triton as spike_pack_triton
+    except Exception as error:  # a triton that does not fit this torch or Python fails in many ways
+        return NativeLibrary(False, f"does not import: {type(error).__name__}: {error}")
+    lif_triton.register()
+    spike_pack_triton.register()
+    return NativeLibrary(True, "")
+
+
+def triton_interprets() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors too (for tests)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+# For use inside compiled graphs: constants of the process, not something to trace into.
 @torch.compiler.assume_constant_result
 def _cpu_available() -> bool:
-    """For use inside compiled graphs: a constant of the process, not something to trace into."""
     _warn_if_missing()
     return cpu_library().available
+
+
+@torch.compiler.assume_constant_result
+def _cuda_available() -> bool:
+    return cuda_library().available
+
+
+@torch.compiler.assume_constant_result
+def _triton_available() -> bool:
+    return triton_backend().available
+
+
+@torch.compiler.assume_constant_result
+def _triton_takes_cpu() -> bool:
+    return triton_interprets()
 
 
 @functools.cache
@@ -75,8 +130,8 @@ def resolve_backend(
 ) -> str:
     """The backend that an operator uses for a tensor of this device and dtype.
 
-    ``"auto"`` (after the environment variable SNN_BACKEND) takes the fastest one that is there. A backend that is
-    asked for by name is never replaced by another.
+    ``"auto"`` (after the environment variable SNN_BACKEND) takes the first that is there: on the CPU ``cpp``, on a
+    GPU ``cuda``, then ``triton``; else ``reference``. A backend that is asked for by name is never replaced by another.
 
     Raises:
         ArgumentError: unknown backend name.
@@ -86,13 +141,33 @@ def resolve_backend(
     if wanted not in ("auto", *BACKENDS):
         source = f"environment variable {BACKEND_VARIABLE}" if backend == "auto" else "backend"
         raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(BACKENDS)}")
-    fits = device.type == "cpu" and dtype in native_dtypes
+    if wanted == "reference":
+        return wanted
+    native = dtype in native_dtypes
     if wanted == "auto":
-        return "cpp" if fits and _cpu_available() else "reference"
-    if wanted == "cpp":
-        if not fits:
-            allowed = ", ".join(str(item) for item in native_dtypes)
-            raise BackendUnavailableError(f"backend 'cpp' takes CPU tensors of {allowed}; got {dtype} on {device}")
-        if not _cpu_available():
-            raise BackendUnavailableError(f"backend 'cpp' is not available: native library {cpu_library().reason}")
+        if native and device.type == "cpu" and _cpu_available():
+            return "cpp"
+        if native and device.type == "cuda" and _cuda_available():
+            return "cuda"
+        if native and device.type == "cuda" and _triton_available():
+            return "triton"
+        return "reference"
+    _require(wanted, device, dtype, native_dtypes)
     return wanted
+
+
+def _require(wanted: str, device: torch.device, dtype: torch.dtype, native_dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raise BackendUnavailableError where a backend that was asked for by name cannot take this tensor."""
+    home = "cpu" if wanted == "cpp" else "cuda"
+    fits = device.type == home or (wanted == "triton" and device.type == "cpu" and _triton_takes_cpu())
+    if not fits or dtype not in native_dtypes:
+        allowed = ", ".join(str(item) for item in native_dtypes)
+        raise BackendUnavailableError(
+            f"backend {wanted!r} takes {home.upper()} tensors of {allowed}; got {dtype} on {device}"
+        )
+    if wanted == "cpp" and not _cpu_available():
+        raise BackendUnavailableError(f"backend 'cpp' is not available: native library {cpu_library().reason}")
+    if wanted == "cuda" and not _cuda_available():
+        raise BackendUnavailableError(f"backend 'cuda' is not available: native library {cuda_library().reason}")
+    if wanted == "triton" and not _triton_available():
+        raise BackendUnavailableError(f"backend 'triton' is not available: {triton_backend().reason}")

@@ -25,9 +25,9 @@ LIBRARY_NAME = "_cpu.so"
 LIBRARY_PATH = Path(__file__).resolve().parent / LIBRARY_NAME
 
 #: Compiled once, for every machine of the architecture.
-COMMON_SOURCES = ("native/cpu_features.cpp", "lif/lif.cpp")
+COMMON_SOURCES = ("native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp")
 #: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace.
-PER_ISA_SOURCES = ("lif/lif_rows.cpp",)
+PER_ISA_SOURCES = ("lif/lif_forward_rows.cpp", "lif/lif_backward_rows.cpp", "native/row_tools.cpp")
 #: Namespace -> compiler flags. ``baseline`` exists everywhere; the others on x86-64 only.
 INSTRUCTION_SETS = {
     "baseline": (),
@@ -38,7 +38,7 @@ INSTRUCTION_SETS = {
     ),
 }  # fmt: skip
 #: ``-ffp-contract=off``: every instruction set must round alike, so fused operations are written out where wanted.
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
+FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
 
 

@@ -24,11 +24,20 @@ struct Geometry {
     ++dims;
   }
 
-  // Sort by descending stride of operand 0 (later operands break ties), then merge neighbours.
   void coalesce() {
+    sort();
+    merge();
+  }
+
+  // By descending stride of operand 0; later operands break ties.
+  void sort() {
     for (int i = 1; i < dims; ++i) {
       for (int j = i; j > 0 && outer_than(j, j - 1); --j) swap_dimensions(j, j - 1);
     }
+  }
+
+  // Neighbouring dimensions into one where every operand allows.
+  void merge() {
     int last = 0;
     for (int d = 1; d < dims; ++d) {
       bool mergeable = true;

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -34,31 +35,71 @@ inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Layouts of the outputs, the same as in ops.py: one time step as empty_like(x[0]) lays it, time outermost.
-struct Layout {
-  std::vector<int64_t> step_size, step_stride, size, stride;
+// Whether the elements of a step of the given sizes and strides fill a block of memory, in any order of dimensions.
+inline bool is_dense(const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
+  std::vector<size_t> order;
+  for (size_t d = 0; d < size.size(); ++d) {
+    if (size[d] == 0) return false;
+    if (size[d] > 1) order.push_back(d);
+  }
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return stride[a] < stride[b]; });
+  int64_t expected = 1;
+  for (const size_t d : order) {
+    if (stride[d] != expected) return false;
+    expected *= size[d];
+  }
+  return true;
+}
 
-  explicit Layout(const Tensor& x) {
-    const Tensor like = torch::stable::empty_like(torch::stable::select(x, 0, 0));
-    int64_t numel = 1;
-    size.push_back(x.size(0));
-    stride.push_back(0);
-    for (int64_t d = 0; d < like.dim(); ++d) {
-      step_size.push_back(like.size(d));
-      step_stride.push_back(like.stride(d));
-      numel *= like.size(d);
+// Layouts of the outputs, the same as in schema.py: one time step as empty_like(x[0]) lays it, time outermost.
+struct Layout {
+  std::vector<int64_t> step_size, step_stride;
+  int64_t steps = 0;
+  int64_t step_numel = 1;
+
+  explicit Layout(const Tensor& x) : steps(x.size(0)) {
+    for (int64_t d = 1; d < x.dim(); ++d) {
+      step_size.push_back(x.size(d));
+      step_stride.push_back(x.stride(d));
+      step_numel *= x.size(d);
     }
-    size.insert(size.end(), step_size.begin(), step_size.end());
-    stride.insert(stride.end(), step_stride.begin(), step_stride.end());
-    stride[0] = numel;
+    // empty_like keeps the strides of a dense tensor. Asking it allocates, so it is asked for the others alone.
+    if (!is_dense(step_size, step_stride)) use_empty_like(torch::stable::select(x, 0, 0));
   }
 
-  Tensor sequence(const Tensor& like) const { return empty_strided(like, size, stride, like.scalar_type()); }
+  // The step with dimension `dim` (of x, so at least 1) shrunk to the bytes that hold its bits.
+  Layout(const Tensor& x, int64_t dim) : steps(x.size(0)) {
+    Tensor step = torch::stable::select(x, 0, 0);
+    use_empty_like(torch::stable::narrow(step, dim - 1, 0, (x.size(dim) + 7) / 8));
+    for (const int64_t extent : step_size) step_numel *= extent;
+  }
+
+  // [count, ...]
+  Tensor sequence(const Tensor& like, int64_t count, ScalarType dtype) const {
+    std::vector<int64_t> size{count}, stride{step_numel};
+    size.insert(size.end(), step_size.begin(), step_size.end());
+    stride.insert(stride.end(), step_stride.begin(), step_stride.end());
+    return empty_strided(like, size, stride, dtype);
+  }
+  Tensor sequence(const Tensor& like) const { return sequence(like, steps, like.scalar_type()); }
   Tensor step_float(const Tensor& like) const {
     return empty_strided(like, step_size, step_stride, ScalarType::Float);
   }
-  int64_t neurons() const { return stride[0]; }
+  int64_t neurons() const { return step_numel; }
+
+ private:
+  void use_empty_like(Tensor step) {
+    const Tensor like = torch::stable::empty_like(step);
+    step_size.clear();
+    step_stride.clear();
+    for (int64_t d = 0; d < like.dim(); ++d) {
+      step_size.push_back(like.size(d));
+      step_stride.push_back(like.stride(d));
+    }
+  }
 };
+
+inline Tensor empty_vector_like(const Tensor& like, ScalarType dtype) { return empty_strided(like, {0}, {1}, dtype); }
 
 inline Tensor empty_scalar_like(const Tensor& like, bool none) {
   return none ? empty_strided(like, {0}, {1}, like.scalar_type()) : empty_strided(like, {}, {}, ScalarType::Float);
