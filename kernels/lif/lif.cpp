@@ -213,8 +213,8 @@ std::tuple<Tensor, Tensor> lif_packed(Tensor x, OptionalTensor v0, OptionalTenso
   const Options o = cpu_options(x, v0, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
                                 alpha);
   if (dim < 1 || dim >= x.dim()) throw std::runtime_error("lif: dim to pack must be a dimension after the first");
-  const Layout layout(x), packed_layout(x, dim);
-  Tensor packed = packed_layout.sequence(x, x.size(0), ScalarType::Byte), v_last = layout.step_float(x);
+  const Layout layout(x);
+  Tensor packed = layout.packed(dim).sequence(x, x.size(0), ScalarType::Byte), v_last = layout.step_float(x);
   if (layout.neurons() == 0) return {packed, v_last};
   const auto geometry = packed_geometry(x, v0, v_last, packed, dim);
   const std::array<Operand, kPackCount> operands{sequence_operand(x), v0.has_value() ? state_operand(*v0) : Operand{},

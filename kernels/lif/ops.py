@@ -91,7 +91,8 @@ def lif(
         detach_reset: drop the gradient through the spike in the reset.
         surrogate: derivative of the spike: ``atan``, ``sigmoid``, ``triangle``, ``rectangle``, ``fast_sigmoid``.
         alpha: width parameter of the surrogate (SpikingJelly's ``alpha``), > 0.
-        backend: ``auto``, ``cpp`` (CPU), ``cuda``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cpp`` (CPU), ``cuda``, ``triton`` or ``reference``. ``auto`` takes the reference inside
+            ``torch.func.grad``; ``vmap`` alone runs in every backend.
         return_v_seq: also return the membrane potential after reset at every step.
         pack_spikes_dim: return the spikes eight a byte along this dimension of ``x_seq`` (not 0), as
             :func:`snn_core.kernels.pack_spikes` would; only where no gradient is needed.
@@ -122,6 +123,14 @@ def lif(
         state_dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
         reciprocal_tau = reciprocal_tau.reshape(()).to(state_dtype)
     chosen = resolve_backend(backend, x_seq.device, x_seq.dtype, NATIVE_DTYPES)
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed and needs_gradient and chosen != "reference":
+        if backend != "auto":
+            raise NotImplementedError(
+                f"backend {backend!r} of lif inside torch.func.grad or vjp: torch.library's operators take no part in "
+                "them; use torch.autograd, or backend='reference'"
+            )
+        chosen = "reference"
     if chosen == "reference":
         output = reference.lif(
             x_seq, v0, tau=tau, reciprocal_tau=reciprocal_tau, v_threshold=v_threshold, v_reset=v_reset,
@@ -138,7 +147,7 @@ def lif(
     if inplace:
         return x_seq, operators.inplace(*state, *options)
     every = _checkpoint_every(x_seq) if needs_gradient else 0
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if transformed or torch.compiler.is_compiling():
         s_seq, v_last, v_seq, _ = operators.forward(*state, *options, every, return_v_seq)
     elif needs_gradient:
         return _EagerLif.apply(operators, *state, *options, every, return_v_seq)

@@ -34,11 +34,16 @@ def surrogate_gradient(u: Tensor, surrogate: str, alpha: float) -> Tensor:
 
 
 class _SurrogateSpike(torch.autograd.Function):
+    generate_vmap_rule = True  # serves torch.func too
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, surrogate: str, alpha: float) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.surrogate, ctx.alpha = surrogate, alpha
+    def forward(u: Tensor, surrogate: str, alpha: float) -> Tensor:
         return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        u, ctx.surrogate, ctx.alpha = inputs
+        ctx.save_for_backward(u)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:

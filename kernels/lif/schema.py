@@ -13,7 +13,8 @@ Two families of one shape: ``snn_core::lif*`` is compiled code (C++ for CPU tens
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ INPUTS = "Tensor? v0, Tensor? reciprocal_tau"
 OPTIONS = (
     "float tau, float v_threshold, float? v_reset, bool decay_input, bool detach_reset, int surrogate, float alpha"
 )
+#: Inputs are taken by stride, so a compiler may lay them out as it likes and need not copy them back.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 #: Number of arguments in OPTIONS.
 OPTION_COUNT = OPTIONS.count(",") + 1
 
@@ -45,6 +48,17 @@ def empty_sequence_like(x_seq: Tensor, steps: Any = None, dtype: torch.dtype | N
     step = torch.empty_like(x_seq[0])
     steps = x_seq.shape[0] if steps is None else steps
     return x_seq.new_empty_strided((steps, *step.shape), (step.numel(), *step.stride()), dtype=dtype or x_seq.dtype)
+
+
+def dense_strides(size: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Strides of a dense tensor whose dimensions lie in memory in the order of ``like`` (as ``tensors.h`` has it)."""
+    order = sorted(range(len(size)), key=lambda d: like[d], reverse=True)
+    strides: list[Any] = [1] * len(size)
+    stride: Any = 1
+    for d in reversed(order):
+        strides[d] = stride
+        stride = stride * torch.sym_max(1, size[d])
+    return strides
 
 
 def packed_size(size: Any) -> Any:
@@ -69,9 +83,11 @@ def _backward_fake(
 
 
 def _packed_fake(x_seq: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    dim = arguments[-1]
-    step = x_seq[0].narrow(dim - 1, 0, packed_size(x_seq.shape[dim])) if x_seq.shape[dim] > 0 else x_seq[0]
-    packed = empty_sequence_like(step.unsqueeze(0), x_seq.shape[0], torch.uint8)
+    dim, step = arguments[-1], torch.empty_like(x_seq[0])
+    size = list(step.shape)
+    size[dim - 1] = packed_size(size[dim - 1])
+    strides = (math.prod(size), *dense_strides(size, step.stride()))
+    packed = x_seq.new_empty_strided((x_seq.shape[0], *size), strides, dtype=torch.uint8)
     return packed, torch.empty_like(x_seq[0], dtype=torch.float32)
 
 
@@ -107,14 +123,16 @@ def define_family(suffix: str) -> LifOperators:
     name = f"lif{suffix}"
     LIBRARY.define(
         f"{name}(Tensor x_seq, {INPUTS}, {OPTIONS}, int checkpoint_every, bool return_v_seq)"
-        " -> (Tensor, Tensor, Tensor, Tensor)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        tags=TAGS,
     )
     LIBRARY.define(
         f"{name}_backward(Tensor? grad_s, Tensor? grad_v_last, Tensor? grad_v_seq, Tensor x_seq, {INPUTS}, "
-        f"Tensor? checkpoints, {OPTIONS}, int checkpoint_every) -> (Tensor, Tensor, Tensor)"
+        f"Tensor? checkpoints, {OPTIONS}, int checkpoint_every) -> (Tensor, Tensor, Tensor)",
+        tags=TAGS,
     )
-    LIBRARY.define(f"{name}_packed(Tensor x_seq, {INPUTS}, {OPTIONS}, int dim) -> (Tensor, Tensor)")
-    LIBRARY.define(f"{name}_inplace(Tensor(a!) x_seq, {INPUTS}, {OPTIONS}) -> Tensor")
+    LIBRARY.define(f"{name}_packed(Tensor x_seq, {INPUTS}, {OPTIONS}, int dim) -> (Tensor, Tensor)", tags=TAGS)
+    LIBRARY.define(f"{name}_inplace(Tensor(a!) x_seq, {INPUTS}, {OPTIONS}) -> Tensor", tags=TAGS)
     for ending, fake in (
         ("", _forward_fake),
         ("_backward", _backward_fake),
@@ -123,12 +141,24 @@ def define_family(suffix: str) -> LifOperators:
     ):
         torch.library.register_fake(f"snn_core::{name}{ending}", fake, lib=LIBRARY)
     namespace = torch.ops.snn_core
+    _count_versions(f"{name}_inplace", getattr(namespace, f"{name}_inplace").default)
     operators = LifOperators(
         *(getattr(namespace, f"{name}{ending}").default for ending in ("", "_backward", "_packed", "_inplace"))
     )
     _register_autograd(name, operators)
     _register_vmap(name, operators)
     return operators
+
+
+def _count_versions(name: str, operator: Any) -> None:
+    """Tell autograd that the first argument was overwritten, so that it notices where the old values were saved."""
+
+    def overwritten(keyset: Any, x_seq: Tensor, *arguments: Any) -> Tensor:
+        torch.autograd.graph.increment_version(x_seq)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, x_seq, *arguments)
+
+    LIBRARY.impl(name, overwritten, "ADInplaceOrView", with_keyset=True)
 
 
 def _register_autograd(name: str, operators: LifOperators) -> None:

@@ -51,6 +51,21 @@ inline bool is_dense(const std::vector<int64_t>& size, const std::vector<int64_t
   return true;
 }
 
+// Strides of a dense tensor of the given size whose dimensions lie in memory in the order of `like` (ties: as they
+// come). dense_strides() in schema.py is the same.
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& size, const std::vector<int64_t>& like) {
+  std::vector<size_t> order(size.size());
+  for (size_t d = 0; d < order.size(); ++d) order[d] = d;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return like[a] > like[b]; });
+  std::vector<int64_t> strides(size.size());
+  int64_t stride = 1;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    strides[*d] = stride;
+    stride *= std::max<int64_t>(1, size[*d]);
+  }
+  return strides;
+}
+
 // Layouts of the outputs, the same as in schema.py: one time step as empty_like(x[0]) lays it, time outermost.
 struct Layout {
   std::vector<int64_t> step_size, step_stride;
@@ -64,14 +79,20 @@ struct Layout {
       step_numel *= x.size(d);
     }
     // empty_like keeps the strides of a dense tensor. Asking it allocates, so it is asked for the others alone.
-    if (!is_dense(step_size, step_stride)) use_empty_like(torch::stable::select(x, 0, 0));
+    if (is_dense(step_size, step_stride)) return;
+    Tensor step = torch::stable::select(x, 0, 0);
+    const Tensor like = torch::stable::empty_like(step);
+    for (int64_t d = 0; d < like.dim(); ++d) step_stride[d] = like.stride(d);
   }
 
-  // The step with dimension `dim` (of x, so at least 1) shrunk to the bytes that hold its bits.
-  Layout(const Tensor& x, int64_t dim) : steps(x.size(0)) {
-    Tensor step = torch::stable::select(x, 0, 0);
-    use_empty_like(torch::stable::narrow(step, dim - 1, 0, (x.size(dim) + 7) / 8));
-    for (const int64_t extent : step_size) step_numel *= extent;
+  // A step with dimension `dim` (of x, so at least 1) shrunk to the bytes that hold its bits.
+  Layout packed(int64_t dim) const {
+    Layout result(*this);
+    result.step_size[dim - 1] = (step_size[dim - 1] + 7) / 8;
+    result.step_stride = dense_strides(result.step_size, step_stride);
+    result.step_numel = 1;
+    for (const int64_t extent : result.step_size) result.step_numel *= extent;
+    return result;
   }
 
   // [count, ...]
@@ -86,17 +107,6 @@ struct Layout {
     return empty_strided(like, step_size, step_stride, ScalarType::Float);
   }
   int64_t neurons() const { return step_numel; }
-
- private:
-  void use_empty_like(Tensor step) {
-    const Tensor like = torch::stable::empty_like(step);
-    step_size.clear();
-    step_stride.clear();
-    for (int64_t d = 0; d < like.dim(); ++d) {
-      step_size.push_back(like.size(d));
-      step_stride.push_back(like.stride(d));
-    }
-  }
 };
 
 inline Tensor empty_vector_like(const Tensor& like, ScalarType dtype) { return empty_strided(like, {0}, {1}, dtype); }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snn_core.errors import ArgumentError
-from snn_core.kernels.lif.schema import LIBRARY, packed_size
+from snn_core.kernels.lif.schema import LIBRARY, TAGS, dense_strides, packed_size
 from snn_core.kernels.native import resolve_backend
 from snn_core.kernels.spike_pack import reference
 
@@ -16,21 +16,22 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPIKE_DTYPES = (*NATIVE_DTYPES, torch.float64, torch.bool, torch.uint8)
 
 
+def _resized_like(like: Tensor, size: Any, dim: int, dtype: torch.dtype) -> Tensor:
+    shape = [size if d == dim else extent for d, extent in enumerate(like.shape)]
+    return like.new_empty_strided(shape, dense_strides(shape, like.stride()), dtype=dtype)
+
+
 def _pack_fake(s: Tensor, dim: int) -> Tensor:
-    return torch.empty_like(s.narrow(dim, 0, packed_size(s.shape[dim])), dtype=torch.uint8)
+    return _resized_like(s, packed_size(s.shape[dim]), dim, torch.uint8)
 
 
 def _unpack_fake(packed: Tensor, size: Any, dim: int, dtype: torch.dtype) -> Tensor:
-    # A tensor of the right size whose dimensions lie in the order of packed's.
-    order = sorted(range(packed.ndim), key=lambda d: packed.stride(d), reverse=True)
-    shape = [size if d == dim else packed.shape[d] for d in order]
-    inverse = sorted(range(packed.ndim), key=lambda d: order[d])
-    return packed.new_empty(shape, dtype=dtype).permute(inverse)
+    return _resized_like(packed, size, dim, dtype)
 
 
 for _suffix in ("", "_triton"):
-    LIBRARY.define(f"spike_pack{_suffix}(Tensor s, int dim) -> Tensor")
-    LIBRARY.define(f"spike_unpack{_suffix}(Tensor packed, int size, int dim, ScalarType dtype) -> Tensor")
+    LIBRARY.define(f"spike_pack{_suffix}(Tensor s, int dim) -> Tensor", tags=TAGS)
+    LIBRARY.define(f"spike_unpack{_suffix}(Tensor packed, int size, int dim, ScalarType dtype) -> Tensor", tags=TAGS)
     torch.library.register_fake(f"snn_core::spike_pack{_suffix}", _pack_fake, lib=LIBRARY)
     torch.library.register_fake(f"snn_core::spike_unpack{_suffix}", _unpack_fake, lib=LIBRARY)
 

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -60,19 +59,23 @@ void for_each_run(const Tensor& spikes, const Tensor& packed, int64_t dim, Run r
   });
 }
 
+// A dense tensor with another size along `dim`, its dimensions in memory in the order of those of `like`.
+Tensor resized_like(const Tensor& like, int64_t size, int64_t dim, ScalarType dtype) {
+  std::vector<int64_t> sizes, order;
+  for (int64_t d = 0; d < like.dim(); ++d) {
+    sizes.push_back(d == dim ? size : like.size(d));
+    order.push_back(like.stride(d));
+  }
+  return empty_strided(like, sizes, dense_strides(sizes, order), dtype);
+}
+
 Tensor spike_pack(Tensor s, int64_t dim) {
   check(s, dim);
   if (s.scalar_type() != ScalarType::Float && s.scalar_type() != ScalarType::BFloat16 &&
       s.scalar_type() != ScalarType::Half) {
     throw std::runtime_error("spike_pack: s must be float32, bfloat16 or float16");
   }
-  const Tensor like = torch::stable::empty_like(torch::stable::narrow(s, dim, 0, (s.size(dim) + 7) / 8));
-  std::vector<int64_t> size, stride;
-  for (int64_t d = 0; d < like.dim(); ++d) {
-    size.push_back(like.size(d));
-    stride.push_back(like.stride(d));
-  }
-  Tensor packed = empty_strided(s, size, stride, ScalarType::Byte);
+  Tensor packed = resized_like(s, (s.size(dim) + 7) / 8, dim, ScalarType::Byte);
   if (s.numel() == 0) return packed;
   for_each_run(s, packed, dim, [](const RowView& view, uint8_t* out, int64_t byte_stride, int64_t n) {
     const Storage storage = view.operand.storage;
@@ -91,21 +94,6 @@ Tensor spike_pack(Tensor s, int64_t dim) {
   return packed;
 }
 
-// A dense tensor whose dimensions lie in memory in the order of those of `packed`.
-Tensor unpacked_like(const Tensor& packed, int64_t size, int64_t dim, ScalarType dtype) {
-  std::vector<int64_t> order(packed.dim()), sizes(packed.dim()), strides(packed.dim());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return packed.stride(a) > packed.stride(b); });
-  int64_t stride = 1;
-  for (auto d = order.rbegin(); d != order.rend(); ++d) {
-    sizes[*d] = *d == dim ? size : packed.size(*d);
-    strides[*d] = stride;
-    stride *= std::max<int64_t>(1, sizes[*d]);
-  }
-  return empty_strided(packed, sizes, strides, dtype);
-}
-
 Tensor spike_unpack(Tensor packed, int64_t size, int64_t dim, ScalarType dtype) {
   check(packed, dim);
   if (packed.scalar_type() != ScalarType::Byte) throw std::runtime_error("spike_unpack: packed must be uint8");
@@ -113,7 +101,7 @@ Tensor spike_unpack(Tensor packed, int64_t size, int64_t dim, ScalarType dtype) 
   if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) {
     throw std::runtime_error("spike_unpack: dtype must be float32, bfloat16 or float16");
   }
-  Tensor s = unpacked_like(packed, size, dim, dtype);
+  Tensor s = resized_like(packed, size, dim, dtype);
   if (s.numel() == 0) return s;
   advise_huge_pages(s);
   for_each_run(s, packed, dim, [](const RowView& view, const uint8_t* bytes, int64_t byte_stride, int64_t n) {

@@ -232,11 +232,13 @@ def test_operator_passes_opcheck() -> None:
     options = (2.0, 1.0, 0.0, True, False, 0, 2.0)
     lif(x)  # loads the library
     for arguments in ((x, v0, q), (x, None, None), (strided_inputs()["channels_last"].requires_grad_(), None, q)):
-        torch.library.opcheck(torch.ops.snn_core.lif.default, (*arguments, *options, True))
-        torch.library.opcheck(torch.ops.snn_core.lif.default, (*arguments, *options, False))
+        torch.library.opcheck(torch.ops.snn_core.lif.default, (*arguments, *options, 0, True))
+        torch.library.opcheck(torch.ops.snn_core.lif.default, (*arguments, *options, 1, False))
+    torch.library.opcheck(torch.ops.snn_core.lif_packed.default, (x.detach(), v0.detach(), None, *options, 2))
+    torch.library.opcheck(torch.ops.snn_core.lif_inplace.default, (x.detach().clone(), None, None, *options))
     gradients = (normal((3, 4, 5), 2), None, normal((3, 4, 5), 3))
     torch.library.opcheck(
-        torch.ops.snn_core.lif_backward.default, (*gradients, x.detach(), v0.detach(), q.detach(), *options),
+        torch.ops.snn_core.lif_backward.default, (*gradients, x.detach(), v0.detach(), q.detach(), None, *options, 0),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
 
@@ -246,13 +248,19 @@ def test_fake_kernel_gives_the_strides_of_the_real_one() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     lif(torch.zeros(1, 1))
-    options = (None, None, 2.0, 1.0, 0.0, True, False, 0, 2.0, True)
+    namespace = torch.ops.snn_core
+    options = (None, None, 2.0, 1.0, 0.0, True, False, 0, 2.0)
     for name, x in strided_inputs().items():
-        real = torch.ops.snn_core.lif(x, *options)
-        with FakeTensorMode() as mode:
-            fake = torch.ops.snn_core.lif(mode.from_tensor(x), *options)
-        for got, want in zip(fake, real, strict=True):
-            assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype), name
+        for operator, rest in (
+            (namespace.lif, (1, True)),
+            (namespace.lif_packed, (x.ndim - 1,)),
+            (namespace.lif_packed, (1,)),
+        ):
+            real = operator(x, *options, *rest)
+            with FakeTensorMode() as mode:
+                fake = operator(mode.from_tensor(x), *options, *rest)
+            for got, want in zip(fake, real, strict=True):
+                assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype), (name, operator)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
@@ -271,11 +279,18 @@ def test_learned_tau_may_have_any_shape_of_one_element(shape: Any, dtype: torch.
 def test_the_registered_operator_refuses_what_the_kernel_cannot_read() -> None:
     options = (None, None, 2.0, 1.0, 0.0, True, False, 0, 2.0)
     lif(torch.zeros(1, 1))
-    with pytest.raises(RuntimeError, match="float32 or bfloat16"):
-        torch.ops.snn_core.lif(torch.zeros(3, 4, dtype=torch.float64), *options, False)
+    with pytest.raises(RuntimeError, match="float32, bfloat16 or float16"):
+        torch.ops.snn_core.lif(torch.zeros(3, 4, dtype=torch.float64), *options, 0, False)
+    state, rest = options[:2], (*options[2:], 0)
     for gradient in (torch.zeros(1, 4), torch.zeros(3, 5), torch.zeros(3, 4).bfloat16()):
-        with pytest.raises(RuntimeError, match="another shape or dtype"):
-            torch.ops.snn_core.lif_backward(gradient, None, None, torch.zeros(3, 4), *options)
+        with pytest.raises(RuntimeError, match="another shape, dtype or device"):
+            torch.ops.snn_core.lif_backward(gradient, None, None, torch.zeros(3, 4), *state, None, *rest)
+    with pytest.raises(RuntimeError, match="checkpoints has another shape"):
+        torch.ops.snn_core.lif_backward(
+            torch.zeros(9, 4), None, None, torch.zeros(9, 4), *state, torch.zeros(3, 4), *options[2:], 4
+        )
+    with pytest.raises(RuntimeError, match="dim to pack"):
+        torch.ops.snn_core.lif_packed(torch.zeros(3, 4), *options, 0)
 
 
 @needs_native
@@ -302,9 +317,17 @@ def test_double_backward_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"tau": 0.5}, "tau"),
-        ({"tau": math.nan}, "tau"),
-        ({"v_threshold": 0.0}, "v_threshold"),
+        ({"tau": 0.5}, "tau is 0.5"),
+        ({"tau": 1.0}, "tau is 1.0"),
+        ({"tau": math.nan}, "tau is nan"),
+        ({"tau": math.inf}, "tau is inf"),
+        ({"v_threshold": 0.0}, "v_threshold is 0.0"),
+        ({"v_threshold": math.inf}, "v_threshold is inf"),
+        ({"v_reset": math.nan}, "v_reset is nan"),
+        ({"alpha": math.inf}, "alpha is inf"),
+        ({"v0": torch.zeros(4, device="meta")}, "v0 is .* on meta"),
+        ({"v0": torch.zeros(4).to_sparse()}, "v0 is .*sparse"),
+        ({"reciprocal_tau": torch.ones(1, dtype=torch.int64)}, "reciprocal_tau is torch.int64"),
         ({"surrogate": "step"}, "surrogate"),
         ({"alpha": -1.0}, "alpha"),
         ({"backend": "cuda9"}, "cuda9"),
@@ -318,7 +341,13 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], word: str) -> None:
         lif(torch.zeros(3, 4), **arguments)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3, 4, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(())])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(3, 4, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(()), torch.zeros(3, 4, device="meta"),
+        torch.zeros(3, 4).to_sparse(), [[1.0]],
+    ],
+)  # fmt: skip
 def test_bad_input_is_named(x: Tensor) -> None:
     with pytest.raises(ArgumentError, match="x_seq"):
         lif(x)
@@ -327,6 +356,9 @@ def test_bad_input_is_named(x: Tensor) -> None:
 def test_a_backend_asked_for_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendUnavailableError, match="float64"):
         lif(torch.zeros(3, 4, dtype=torch.float64), backend="cpp")
+    for backend in ("cuda", "triton"):
+        with pytest.raises(BackendUnavailableError, match=f"backend '{backend}' takes CUDA tensors"):
+            lif(torch.zeros(3, 4), backend=backend)
     monkeypatch.setenv("SNN_BACKEND", "nonsense")
     with pytest.raises(ArgumentError, match="SNN_BACKEND"):
         lif(torch.zeros(3, 4))
