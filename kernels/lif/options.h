@@ -9,8 +9,9 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <string>
 
-#include "lif/lif_rows.h"
+#include "lif/lif.h"
 #include "native/strided.h"
 #include "native/tensors.h"
 
@@ -57,19 +58,24 @@ inline Options make_options(const Tensor& x, const OptionalTensor& reciprocal_ta
   return o;
 }
 
-// Throws unless `t` has the shape, dtype and device that x asks for: a sequence [T, ...] in the dtype of x, or a state
-// [...] in float32. Null passes.
+// Throws unless `t` has the shape, dtype and device that x asks for: a sequence [steps, ...] in the given dtype, or a
+// state [...] in float32. Null passes.
+inline void require(bool fits, const char* name) {
+  if (!fits) {
+    throw std::runtime_error(std::string("lif: ") + name + " has another shape, dtype or device than x_seq asks for");
+  }
+}
 inline void check_sequence(const Tensor& x, const Tensor* t, const char* name, int64_t steps, ScalarType dtype) {
   if (t == nullptr) return;
   bool fits = t->dim() == x.dim() && t->size(0) == steps && t->scalar_type() == dtype && same_device(*t, x);
   for (int64_t d = 1; fits && d < x.dim(); ++d) fits = t->size(d) == x.size(d);
-  if (!fits) throw std::runtime_error(std::string("lif: ") + name + " has another shape, dtype or device than x_seq asks for");
+  require(fits, name);
 }
 inline void check_state(const Tensor& x, const Tensor* t, const char* name) {
   if (t == nullptr) return;
   bool fits = t->dim() == x.dim() - 1 && t->scalar_type() == ScalarType::Float && same_device(*t, x);
   for (int64_t d = 1; fits && d < x.dim(); ++d) fits = t->size(d - 1) == x.size(d);
-  if (!fits) throw std::runtime_error(std::string("lif: ") + name + " has another shape, dtype or device than x_seq asks for");
+  require(fits, name);
 }
 
 inline void check_x_seq(const Tensor& x) {

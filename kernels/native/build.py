@@ -1,10 +1,12 @@
-"""Compile the native CPU library on torch's stable ABI.
+"""Compile the native libraries on torch's stable ABI: ``_cpu.so``, and ``_cuda.so`` where nvcc is found.
 
 Used by setup.py while the package is installed and by ``python -m snn_core.kernels.native`` afterwards (when a
-compiler was added later). It imports neither torch nor the rest of the package: it only needs torch's headers.
+compiler was added later). It imports neither torch nor the rest of the package: it only needs torch's headers, and for
+CUDA no torch with CUDA.
 
-One source is compiled once per instruction set (see ``INSTRUCTION_SETS``); the library picks a body at run time. It
-links nothing of Python, so one binary serves every Python version, and through the stable ABI every torch from 2.11.
+CPU: some sources are compiled once per instruction set (see ``INSTRUCTION_SETS``); the library picks a body at run
+time. CUDA: machine code for ``CUDA_ARCHITECTURES`` and PTX for newer GPUs, with its own copy of the CUDA runtime. Both
+link nothing of Python, so one binary serves every Python version, and through the stable ABI every torch from 2.11.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 KERNELS = Path(__file__).resolve().parent.parent
 LIBRARY_NAME = "_cpu.so"
 LIBRARY_PATH = Path(__file__).resolve().parent / LIBRARY_NAME
+CUDA_LIBRARY_PATH = LIBRARY_PATH.with_name("_cuda.so")
 
 #: Compiled once, for every machine of the architecture.
 COMMON_SOURCES = ("native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp")
@@ -40,6 +43,22 @@ INSTRUCTION_SETS = {
 #: ``-ffp-contract=off``: every instruction set must round alike, so fused operations are written out where wanted.
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
+
+_STORAGES = {"Float32": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
+#: CUDA sources with the macros of each compilation, the longest first.
+CUDA_SOURCES = (
+    *(("lif/lif_backward.cu", (f"-DSNN_STORAGE={name}", f"-DSNN_STORAGE_FUNCTION={function}"))
+      for name, function in _STORAGES.items()),
+    ("lif/lif.cu", ()),
+    ("spike_pack/spike_pack.cu", ()),
+)  # fmt: skip
+#: Compute capabilities with machine code in ``_cuda.so``; it runs on every later one of the same major version.
+CUDA_ARCHITECTURES = ("80", "90")
+#: ``--fmad=false``: spikes must be equal on every backend, so no multiplication and addition may be fused.
+CUDA_FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--compress-mode=size",
+              "-cudart=static", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
+
+NO_NVCC = "no CUDA compiler found (looked for $NVCC, $CUDA_HOME/bin/nvcc, nvcc, /usr/local/cuda/bin/nvcc)"
 
 
 class BuildError(RuntimeError):
@@ -69,6 +88,15 @@ def find_torch_include() -> Path | None:
     for torch_folder in candidates:
         if (torch_folder / "include/torch/csrc/stable/library.h").is_file():
             return torch_folder / "include"
+    return None
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler: ``$NVCC``, else nvcc of ``$CUDA_HOME``, the path or /usr/local/cuda; None without one."""
+    home = os.environ.get("CUDA_HOME")
+    for name in (os.environ.get("NVCC"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
+        if name and (found := shutil.which(name)):
+            return found
     return None
 
 
@@ -104,20 +132,75 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
     defines = [f"-DSNN_HAS_{isa.upper()}" for isa in isas]
     jobs: list[tuple[str, str, list[str]]] = [(source, "", []) for source in COMMON_SOURCES]
     jobs += [(source, isa, [f"-DSNN_ISA={isa}", *flags]) for source in PER_ISA_SOURCES for isa, flags in isas.items()]
+    link = [*compiler, "-shared", *extra_flags]
+    return _compile_and_link(
+        output, include, link,
+        [([*compiler, *FLAGS, *defines, *flags, *extra_flags], source) for source, _, flags in jobs],
+    )  # fmt: skip
+
+
+def build_cuda(
+    output: Path = CUDA_LIBRARY_PATH,
+    *,
+    architectures: tuple[str, ...] = CUDA_ARCHITECTURES,
+    extra_flags: tuple[str, ...] = (),
+) -> Path:
+    """Compile and link the CUDA library to ``output`` (replaced in one step).
+
+    Args:
+        output: where the shared library goes.
+        architectures: compute capabilities without the point ("90") to make machine code for.
+        extra_flags: added to every nvcc command (``-lineinfo``, for example).
+
+    Raises:
+        BuildError: no nvcc, no torch headers, or the compiler failed.
+    """
+    nvcc, include = find_nvcc(), find_torch_include()
+    if nvcc is None:
+        raise BuildError(NO_NVCC)
+    if include is None:
+        raise BuildError("torch's headers were not found: install torch >= 2.11 first")
+    # All from one PTX, of the oldest: the front end is half of the time, and the kernels need nothing newer.
+    virtual = f"compute_{min(architectures, key=int)}"
+    codes = ",".join([*(f"sm_{name}" for name in architectures), virtual])
+    compile_command = [nvcc, *CUDA_FLAGS, f"-gencode=arch={virtual},code=[{codes}]", *extra_flags]
+    return _compile_and_link(
+        output, include, [nvcc, "-shared", "-cudart=static", *extra_flags],
+        [([*compile_command, *macros], source) for source, macros in CUDA_SOURCES],
+    )  # fmt: skip
+
+
+def build_emulated(output: Path, *, extra_flags: tuple[str, ...] = ()) -> Path:
+    """Compile the CUDA sources with the C++ compiler, for the tests: kernels then run on CPU tensors, thread by thread,
+    as operators of the namespace ``snn_core_emulated``.
+
+    Raises:
+        BuildError: no compiler, no torch headers, or the compiler failed.
+    """
+    compiler, include = find_compiler(), find_torch_include()
+    if compiler is None or include is None:
+        raise BuildError("no C++ compiler or no torch headers found")
+    flags = [*FLAGS, "-fno-strict-aliasing", "-DSNN_EMULATED", "-x", "c++", *extra_flags]
+    return _compile_and_link(
+        output, include, [*compiler, "-shared", *extra_flags],
+        [([*compiler, *flags, *macros], source) for source, macros in CUDA_SOURCES],
+    )  # fmt: skip
+
+
+def _compile_and_link(output: Path, include: Path, link: list[str], jobs: list[tuple[list[str], str]]) -> Path:
+    """Run the compile commands side by side, each on its source, and link the objects to ``output``."""
     with tempfile.TemporaryDirectory() as folder:
-        objects = [str(Path(folder) / f"{Path(source).stem}_{isa or 'common'}.o") for source, isa, _ in jobs]
+        objects = [str(Path(folder) / f"{index}.o") for index in range(len(jobs))]
         commands = [
-            [*compiler, *FLAGS, *defines, *flags, *extra_flags, f"-I{include}", f"-I{KERNELS}", "-c",
-             str(KERNELS / source), "-o", target]
-            for (source, _, flags), target in zip(jobs, objects, strict=True)
-        ]  # fmt: skip
+            [*command, f"-I{include}", f"-I{KERNELS}", "-c", str(KERNELS / source), "-o", target]
+            for (command, source), target in zip(jobs, objects, strict=True)
+        ]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
-        linked = Path(folder) / LIBRARY_NAME
+        linked = Path(folder) / output.name
         # Named as needed, so that its symbols are found whatever scope torch was loaded in; at run time the copy that
         # torch has already loaded serves.
-        _run([*compiler, "-shared", *extra_flags, *objects, f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10",
-              "-o", str(linked)])  # fmt: skip
+        _run([*link, *objects, f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(linked)])
         output.parent.mkdir(parents=True, exist_ok=True)
         beside = output.with_suffix(".tmp")
         shutil.copyfile(linked, beside)
@@ -126,10 +209,19 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
 
 
 def main() -> int:
-    """Build in place and say where the library is. Returns the exit code."""
+    """Build in place what can be built and say where it is. Returns the exit code."""
+    failed = 0
     try:
-        print(f"built {build()}")
+        print(f"built {build()}", flush=True)
     except BuildError as error:
+        failed = 1
         print(f"snn-core: the native CPU library was not built: {error}")
-        return 1
-    return 0
+    if find_nvcc() is None:
+        print(f"snn-core: the CUDA library was not built: {NO_NVCC}")
+        return failed
+    try:
+        print(f"built {build_cuda()}")
+    except BuildError as error:
+        failed = 1
+        print(f"snn-core: the CUDA library was not built: {error}")
+    return failed

@@ -1,0 +1,112 @@
+// Launching of kernels: on torch's current stream by nvcc, as a loop over the grid by g++ with SNN_EMULATED.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "native/device.h"
+
+#if defined(SNN_EMULATED)
+
+namespace snn_core {
+
+// Where a kernel runs. Few blocks, so that small tests walk the grid-stride loops; one multiprocessor, so that they
+// reach the wide accesses.
+struct Launcher {
+  static constexpr int64_t kMaxBlocks = 8;
+
+  explicit Launcher(int /*device*/) {}
+
+  int multiprocessors() const { return 1; }
+
+  template <class Arguments>
+  void operator()(void (*kernel)(Arguments), int64_t blocks, int threads, const Arguments& arguments) const {
+    gridDim.x = static_cast<unsigned>(blocks);
+    blockDim.x = static_cast<unsigned>(threads);
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+      for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) kernel(arguments);
+    }
+  }
+};
+
+}  // namespace snn_core
+
+#else
+
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <atomic>
+
+namespace snn_core {
+
+inline void check_cuda(cudaError_t code, const char* what) {
+  if (code == cudaSuccess) return;
+  throw std::runtime_error(std::string("snn_core: ") + what + ": " + cudaGetErrorName(code) + ": " +
+                           cudaGetErrorString(code));
+}
+
+// The stream that torch works on. The symbol is in torch's CUDA library, which is there by the time that a CUDA tensor
+// exists but must not be linked: this library is built where torch has no CUDA, too. (Stream::nativeHandle of the
+// stable ABI needs torch 2.13.)
+inline cudaStream_t current_stream(int device) {
+  using Lookup = int32_t (*)(int32_t, void**);
+  static const Lookup lookup = []() -> Lookup {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library == nullptr ? nullptr
+                              : reinterpret_cast<Lookup>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  void* stream = nullptr;
+  if (lookup == nullptr || lookup(device, &stream) != 0) {
+    throw std::runtime_error("snn_core: torch's current CUDA stream was not found (is libtorch_cuda.so loaded?)");
+  }
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Where a kernel runs: the device of the tensors, for as long as this lives, and torch's current stream on it.
+// Nothing here waits for the device, so that launches can be captured in a CUDA graph.
+struct Launcher {
+  static constexpr int64_t kMaxBlocks = INT32_MAX;
+
+  explicit Launcher(int device) : guard(device), device(device) {
+    // The CUDA runtime linked into this library is not torch's and has its own idea of the current device.
+    check_cuda(cudaSetDevice(device), "cudaSetDevice");
+    stream = current_stream(device);
+  }
+
+  int multiprocessors() const {
+    static std::atomic<int> known[64] = {};
+    int count = device < 64 ? known[device].load() : 0;
+    if (count == 0) {
+      check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+      if (device < 64) known[device] = count;
+    }
+    return count;
+  }
+
+  template <class Arguments>
+  void operator()(void (*kernel)(Arguments), int64_t blocks, int threads, const Arguments& arguments) const {
+    kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments);
+    check_cuda(cudaGetLastError(), "kernel launch");
+  }
+
+  torch::stable::accelerator::DeviceGuard guard;
+  int device;
+  cudaStream_t stream = nullptr;
+};
+
+}  // namespace snn_core
+
+#endif
+
+namespace snn_core {
+
+// Blocks for `work` threads of work; kernels walk a grid-stride loop, so fewer are right as well.
+inline int64_t blocks_for(int64_t work, int threads, int64_t most = Launcher::kMaxBlocks) {
+  const int64_t wanted = (work + threads - 1) / threads;
+  return wanted < most ? wanted : most;
+}
+
+}  // namespace snn_core
