@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import source_tree  # noqa: F401  makes snn_core importable
 import torch
 
 import snn_core
@@ -28,7 +30,9 @@ Cell = dict[str, Any]
 
 def machine() -> dict[str, Any]:
     """Processor, versions and commit, as every result file records them."""
+    cuda = torch.cuda.is_available()
     return {
+        **({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if cuda else {}),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -58,14 +62,14 @@ def _commit() -> str:
 
 def code_version() -> str:
     """Hash of the package's sources and of torch's version: what a finished cell was computed with."""
-    import snn_core.datasets
-    import snn_core.kernels
-
     digest = hashlib.sha256(torch.__version__.encode())
-    for package in (snn_core, snn_core.kernels, snn_core.datasets):
-        folder = Path(str(package.__file__)).parent
+    for package in ("snn_core", "snn_core.kernels", "snn_core.datasets"):
+        # Found, not imported: the datasets need libraries that a bare machine lacks.
+        found = importlib.util.find_spec(package)
+        assert found is not None
+        folder = Path(str(found.origin)).resolve().parent
         for path in sorted(folder.rglob("*")):
-            if path.suffix in (".py", ".cpp", ".h"):
+            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
                 digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -103,13 +107,17 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "std": deviation, "count": len(values)}
 
 
-def run_cells(cells: list[Cell], work: Callable[[Cell], Cell], folder: Path, processes: int) -> list[Cell]:
-    """Run every cell in its own process with one torch thread; finished cells are kept in ``folder`` and not rerun.
+def run_cells(
+    cells: list[Cell], work: Callable[[Cell], Cell], folder: Path, processes: int, fresh: bool = False
+) -> list[Cell]:
+    """Run the cells in other processes with one torch thread each; finished ones are kept in ``folder``, not rerun.
 
     Args:
         cells: JSON-serialisable descriptions; ``work(cell)`` returns the result.
         folder: one small file a finished cell, so that an interrupted grid goes on where it stopped.
         processes: how many at once.
+        fresh: a new process for every cell, one at a time; one that is killed (out of memory) gets the result
+            ``{"failed": ...}`` and does not end the others.
 
     Returns:
         ``cell | {"result": ...}`` in the order of ``cells``.
@@ -120,11 +128,25 @@ def run_cells(cells: list[Cell], work: Callable[[Cell], Cell], folder: Path, pro
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before; {processes} processes", flush=True)
     context = multiprocessing.get_context("spawn")
     started = time.perf_counter()
-    with context.Pool(processes, initializer=_one_thread) as pool:
-        for number, cell in enumerate(pool.imap_unordered(_Keeper(work, folder), [cell for cell, _ in todo]), 1):
-            left = (time.perf_counter() - started) / number * (len(todo) - number)
-            print(f"{number}/{len(todo)} {cell}; about {left / 60:.0f} min left", flush=True)
-    return [json.loads(file.read_text()) for file in files]
+    failed: dict[Path, Cell] = {}  # not kept: another call tries them again
+
+    def report(number: int, cell: Cell) -> None:
+        left = (time.perf_counter() - started) / number * (len(todo) - number)
+        print(f"{number}/{len(todo)} {cell}; about {left / 60:.0f} min left", flush=True)
+
+    if fresh:
+        for number, (cell, file) in enumerate(todo, 1):
+            child = context.Process(target=_Keeper(work, folder), args=(cell,))
+            child.start()
+            child.join()
+            if not file.is_file():
+                failed[file] = cell | {"result": {"failed": f"the process ended with exit code {child.exitcode}"}}
+            report(number, cell)
+    elif todo:
+        with context.Pool(processes, initializer=_one_thread) as pool:
+            for number, cell in enumerate(pool.imap_unordered(_Keeper(work, folder), [cell for cell, _ in todo]), 1):
+                report(number, cell)
+    return [failed[file] if file in failed else json.loads(file.read_text()) for file in files]
 
 
 class _Keeper:

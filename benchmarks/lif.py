@@ -1,92 +1,186 @@
-"""LIF forward and backward on the CPU against SpikingJelly's, in one process, in turn.
+"""LIF forward and backward: snn_core's backends beside SpikingJelly, other libraries, plain and compiled loops.
 
-Equal spikes and gradients are checked first. Medians in milliseconds; the ratio is of forward plus backward.
+    python benchmarks/lif.py                             CPU grid in float32, all cores
+    python benchmarks/lif.py --device cuda               the same on a GPU, with larger cells
+    python benchmarks/lif.py --dtypes bfloat16 --groups spikingjelly compiled
+
+Every cell (T x neurons x dtype) runs in a process of its own; finished cells are kept under --work, so that an
+interrupted grid goes on. First the spikes and gradients of all who solve the same equation are compared with ours, then
+everyone is timed in turn: medians in milliseconds. The limit is the fewest bytes (forward 2, backward 3 sequences) over
+the bandwidth of a copy of the cell's size to a tensor that exists, in the same process with as many threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_json_option, median_seconds, write_result
-from spikingjelly.activation_based import neuron
-from spikingjelly.activation_based.surrogate import ATan
+from common import RESULTS, Cell, code_version, run_cells, write_result
+from lif_cell import Settings, memory_cell, time_cell
+from lif_contenders import contenders, version
+from measure import limit_address_space
 
-import snn_core
-
-
-def measure(layer: Any, x: torch.Tensor, gradient: torch.Tensor) -> tuple[float, float, torch.Tensor, torch.Tensor]:
-    """Seconds of one forward and one backward, the spikes and the gradient of ``x``."""
-    layer.reset()
-    leaf = x.detach().requires_grad_()
-    started = time.perf_counter()
-    spikes = layer(leaf)
-    between = time.perf_counter()
-    spikes.backward(gradient)
-    ended = time.perf_counter()
-    return between - started, ended - between, spikes.detach(), leaf.grad
+GROUPS = ["spikingjelly", "compiled", "loop", "other"]
+NEURONS = [16_384, 262_144, 2_097_152]
+GPU_NEURONS = [1 << 24, 1 << 26]
 
 
-def compare(steps: int, neurons: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    """One cell: ours and theirs in turn on the same input."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(steps, neurons, generator=generator).to(dtype)
-    gradient = torch.randn(steps, neurons, generator=generator).to(dtype)
-    ours, theirs = snn_core.LIF(), neuron.LIFNode(step_mode="m", surrogate_function=ATan())
-    mine, other = measure(ours, x, gradient), measure(theirs, x, gradient)
-    spikes_equal = torch.equal(mine[2], other[2])
-    error = ((mine[3] - other[3]).float().norm() / other[3].float().norm()).item()
-    times: dict[str, list[float]] = {
-        "ours_forward": [],
-        "ours_backward": [],
-        "theirs_forward": [],
-        "theirs_backward": [],
-    }
-    for _ in range(repeats):
-        for name, layer in (("ours", ours), ("theirs", theirs)):
-            forward, backward, *_ = measure(layer, x, gradient)
-            times[f"{name}_forward"].append(forward)
-            times[f"{name}_backward"].append(backward)
-    medians = {f"{key}_ms": statistics.median(values) * 1e3 for key, values in times.items()}
-    target = torch.empty_like(x)
-    copy = median_seconds(lambda: target.copy_(x), repeats)
-    ratio = (medians["theirs_forward_ms"] + medians["theirs_backward_ms"]) / (
-        medians["ours_forward_ms"] + medians["ours_backward_ms"]
+def settings_of(cell: Cell) -> Settings:
+    """How this cell is measured."""
+    keys = ("repeats", "seconds", "patience", "unroll", "groups")
+    return Settings(torch.device(cell["device"]), **{key: cell[key] for key in keys})
+
+
+def work(cell: Cell) -> Cell:
+    """Measure one cell, in a process of its own."""
+    torch.set_num_threads(cell["threads"])
+    settings = settings_of(cell)
+    limit_address_space(settings.device)
+    shape = (cell["T"], cell["N"], getattr(torch, cell["dtype"]))
+    try:
+        if "contender" in cell:
+            settings.groups = [cell["kind"]]
+            return memory_cell(*shape, cell["contender"], settings)
+        return time_cell(*shape, settings)
+    except (RuntimeError, MemoryError) as error:
+        # Not enough memory after all, which torch says with a RuntimeError; anything else is told in the same place.
+        return {"skipped": f"{type(error).__name__}: {error}"[:300]}
+
+
+def grid(arguments: argparse.Namespace) -> list[Cell]:
+    """The cells: smallest first, then peak memory."""
+    base = {key: getattr(arguments, key) for key in ("device", "threads", "repeats", "seconds", "patience", "unroll")}
+    base |= {"groups": arguments.groups, "code": code_version()}
+    shapes = sorted(((t, n) for t in arguments.steps for n in arguments.neurons), key=lambda shape: shape[0] * shape[1])
+    cells = [base | {"T": t, "N": n, "dtype": dtype} for dtype in arguments.dtypes for t, n in shapes]
+    return cells + [
+        base | {"T": t, "N": n, "dtype": dtype, "contender": name, "kind": kind}
+        for dtype in arguments.dtypes
+        for t, n in memory_shapes(arguments)
+        for name, kind in differentiable(arguments, dtype, t)
+    ]
+
+
+def memory_shapes(arguments: argparse.Namespace) -> list[tuple[int, int]]:
+    """Shapes for which peak memory is measured: T = 64 with the most neurons, every one, or none."""
+    if arguments.memory == "none":
+        return []
+    if arguments.memory == "all":
+        return [(t, n) for t in arguments.steps for n in arguments.neurons]
+    return [(64 if 64 in arguments.steps else max(arguments.steps), min(max(arguments.neurons), 2_097_152))]
+
+
+def differentiable(arguments: argparse.Namespace, dtype: str, steps: int) -> list[tuple[str, str]]:
+    """Name and kind of everyone with a backward pass."""
+    everyone, _ = contenders(
+        torch.device(arguments.device), getattr(torch, dtype), steps, arguments.unroll, arguments.groups
     )
+    return [(contender.name, contender.kind) for contender in everyone if not contender.forward_only]
+
+
+def show(cells: Iterable[Cell]) -> None:
+    """The table on the screen."""
+    columns = f"{'contender':34} {'forward':>9} {'backward':>9} {'both ms':>9} limit  ours x"
+    print(f"{'T':>4} {'N':>9} {'dtype':>9}  {columns}")
+    for cell in cells:
+        result = cell["result"]
+        place = f"{cell['T']:4d} {cell['N']:9,d} {cell['dtype']:>9}"
+        if "contenders" not in result:
+            print(place, result)
+            continue
+        our = result["contenders"].get(result["ours"] or "", {}).get("both_ms")
+        ranked = sorted(result["contenders"].items(), key=lambda item: _rank(item[1]))
+        for name, entry in ranked:
+            print(place, f" {name:34}", _line(entry, our))
+
+
+def _rank(entry: dict[str, Any]) -> tuple[int, float]:
+    kinds = ["ours", "forward", "spikingjelly", "compiled", "loop", "other"]
+    kind = entry.get("kind")
+    return kinds.index(kind) if kind in kinds else len(kinds), entry.get("both_ms", float("inf"))
+
+
+def _line(entry: dict[str, Any], our: float | None) -> str:
+    if "skipped" in entry:
+        return f"- {entry['skipped'][:90]}"
+    if "both_ms" not in entry:
+        return f"{entry['forward_ms']:9.3f} {'':9} {'':9} {entry['of_limit']['forward']:5.2f}"
+    times = " ".join(f"{entry[key]:9.3f}" for key in ("forward_ms", "backward_ms", "both_ms"))
+    ratio = f"{entry['both_ms'] / our:7.2f}" if our else ""
+    wrong = f"  {entry['spikes_differ']} spikes differ" if entry.get("spikes_differ") else ""
+    return f"{times} {entry['of_limit']['both']:5.2f} {ratio}{wrong}"
+
+
+def body(arguments: argparse.Namespace, finished: list[Cell]) -> dict[str, Any]:
+    """What the result file says."""
+    shared = ("device", "threads", "repeats", "seconds", "patience", "unroll", "groups", "code")
+
+    def own(cell: Cell) -> Cell:
+        return {key: value for key, value in cell.items() if key not in (*shared, "result")} | cell["result"]
+
+    libraries = ("spikingjelly", "snntorch", "norse", "sinabs", "triton")
     return {
-        "T": steps, "N": neurons, "dtype": str(dtype).removeprefix("torch."), "ratio": ratio, **medians,
-        "copy_ms": copy * 1e3, "spikes_equal": spikes_equal, "gradient_relative_error": error,
-    }  # fmt: skip
+        **{key: finished[0][key] for key in shared},
+        "versions": {name: version(name) for name in libraries},
+        "cells": [own(cell) for cell in finished if "contender" not in cell],
+        "memory": [own(cell) for cell in finished if "contender" in cell],
+    }
 
 
-def main() -> None:
-    """Measure every cell and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def wrong(cells: Iterable[Cell]) -> list[str]:
+    """Where ours failed, or SpikingJelly's spikes or gradients are not ours."""
+    problems = []
+    for cell in cells:
+        place = f"T={cell['T']} N={cell['N']} {cell['dtype']}"
+        result = cell["result"]
+        if "failed" in result:
+            problems.append(f"{place}: {result['failed']}")
+        tolerance = 1e-5 if cell["dtype"] == "float32" else 1e-2
+        for name, entry in result.get("contenders", {}).items():
+            bad = entry.get("spikes_differ") or entry.get("gradient_relative_error", 0) > tolerance
+            if entry.get("kind") == "spikingjelly" and bad:
+                problems.append(f"{place}: {name} differs from ours: {entry}")
+    return problems
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 16, 64])
-    parser.add_argument("--neurons", type=int, nargs="+", default=[16_384, 262_144, 2_097_152])
-    add_json_option(parser, "lif_cpu.json")
+    parser.add_argument("--repeats", type=int, default=9, help="calls of each contender, after one that is not timed")
+    parser.add_argument("--seconds", type=float, default=6.0, help="after so many, three calls are enough")
+    parser.add_argument("--patience", type=float, default=25.0, help="a call that takes longer is not repeated")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 16, 64, 500])
+    parser.add_argument("--neurons", type=int, nargs="+")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"])
+    parser.add_argument("--groups", nargs="*", choices=GROUPS, default=GROUPS, help="who is compared with ours")
+    parser.add_argument("--unroll", type=int, default=64, help="largest T that is compiled as a whole")
+    parser.add_argument("--memory", choices=["largest", "all", "none"], default="largest", help="its shapes")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-lif"), help="finished cells")
+    parser.add_argument("--json", type=Path, help="result file; default benchmarks/results/lif_<device>.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    cells = []
-    print(f"{'T':>4} {'N':>8} {'dtype':>9} {'ours f+b ms':>16} {'SpikingJelly f+b ms':>22} {'ratio':>6} {'copy ms':>8}")
-    for dtype in (torch.float32, torch.bfloat16):
-        for steps in arguments.steps:
-            for neurons in arguments.neurons:
-                cell = compare(steps, neurons, dtype, arguments.repeats)
-                cells.append(cell)
-                print(
-                    f"{steps:4d} {neurons:8d} {cell['dtype']:>9} {cell['ours_forward_ms']:7.2f} "
-                    f"{cell['ours_backward_ms']:8.2f} {cell['theirs_forward_ms']:11.2f} "
-                    f"{cell['theirs_backward_ms']:10.2f} {cell['ratio']:6.1f} {cell['copy_ms']:8.2f}",
-                    flush=True,
-                )
-    write_result(arguments.json, {"threads": arguments.threads, "repeats": arguments.repeats, "cells": cells})
+    if arguments.neurons is None:
+        arguments.neurons = NEURONS if arguments.device == "cpu" else NEURONS + GPU_NEURONS
+    return arguments
+
+
+def main() -> int:
+    """Measure every cell and write the result. Returns 1 when something was not equal or failed."""
+    arguments = parse()
+    finished = run_cells(grid(arguments), work, arguments.work, processes=1, fresh=True)
+    show(cell for cell in finished if "contender" not in cell)
+    for cell in finished:
+        if "contender" in cell:
+            print(f"peak memory, T={cell['T']} N={cell['N']}", f"{cell['contender']:34}", cell["result"])
+    write_result(arguments.json or RESULTS / f"lif_{arguments.device}.json", body(arguments, finished))
+    problems = wrong(finished)
+    print(*problems, sep="\n")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -23,6 +23,10 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _source(result: dict[str, Any], name: str) -> str:
+    if "machine" not in result:  # the GPU suite's
+        where = result["environment"]
+        about = f"{where['device']}, torch {where['torch']}, triton {where['versions']['triton']}, {where['commit']}"
+        return f"\n\n`python benchmarks/gpu_suite.py` → [{name}](benchmarks/results/{name}) ({about})"
     machine = result["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {machine['date']}"
     return f"\n\n`{result['command']}` → [{name}](benchmarks/results/{name}) ({where})"
@@ -78,7 +82,63 @@ def distillation(result: dict[str, Any]) -> str:
 
 
 def lif(result: dict[str, Any]) -> str:
-    """Times of forward plus backward."""
+    """Times of forward plus backward beside the limit and everyone else, and peak memory."""
+    if "contenders" not in result["cells"][0] and "skipped" not in result["cells"][0]:
+        return _first_lif(result)
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    tables = [_lif_cells(result["cells"]) + f"\n\nForward plus backward, {threads}. {_LIF_LEGEND}"]
+    if result["memory"]:
+        tables.append(_lif_memory(result["memory"]))
+    return "\n\n".join(tables)
+
+
+_LIF_LEGEND = (
+    "of limit: time that the fewest bytes (5 sequences) take at the bandwidth of a copy of that size, over ours; "
+    "x: times as long as ours. Spikes of SpikingJelly and the loops are equal unless a number of differing ones is "
+    "given; the other libraries solve equations of their own. In n slices: the whole does not fit into memory."
+)
+_OTHERS = ("snnTorch Leaky", "norse LIF", "sinabs LIF")
+
+
+def _lif_cells(cells: list[dict[str, Any]]) -> str:
+    rows = []
+    for cell in cells:
+        row = [str(cell["T"]), f"{cell['N']:,}", cell["dtype"]]
+        if cell.get("ours") is None:
+            rows.append([*row, cell.get("skipped") or cell.get("failed") or "no backend of ours ran"])
+            continue
+        ours = cell["contenders"][cell["ours"]]
+        best = [cell["best"].get(kind) for kind in ("spikingjelly", "compiled", "loop")]
+        row += [f"{ours['both_ms']:.2f}", f"{ours['of_limit']['both']:.2f}"]
+        rows.append(row + [_times(cell, name) for name in (*best, *_OTHERS)])
+    peers = ["SpikingJelly x", "best compiled loop x", "plain loop x", "snnTorch x", "norse x", "sinabs x"]
+    header = ["T", "neurons", "dtype", "snn_core ms", "of limit", *peers]
+    return _table(header, [row + [""] * (len(header) - len(row)) for row in rows])
+
+
+def _times(cell: dict[str, Any], name: str | None) -> str:
+    """How many times as long as ours, with what a reader must know of it."""
+    entry = cell["contenders"].get(name, {})
+    if "both_ms" not in entry:
+        return "-"
+    text = f"{entry['both_ms'] / cell['contenders'][cell['ours']]['both_ms']:.1f}"
+    if "slices" in entry:
+        text += f" (in {entry['slices']} slices)"
+    return text + (f" ({entry['spikes_differ']} spikes differ)" if entry.get("spikes_differ") else "")
+
+
+def _lif_memory(cells: list[dict[str, Any]]) -> str:
+    rows = [
+        [cell["contender"], str(cell["T"]), f"{cell['N']:,}", cell["dtype"], f"{cell['bytes_per_element_step']:.1f}"]
+        for cell in cells
+        if "bytes_per_element_step" in cell
+    ]
+    text = "Peak memory of one forward and backward beyond the input and the gradient of the spikes:"
+    return f"{text}\n\n" + _table(["", "T", "neurons", "dtype", "bytes an element and step"], rows)
+
+
+def _first_lif(result: dict[str, Any]) -> str:
+    """The result file as it was before it had peers beside SpikingJelly."""
     rows = [
         [
             str(cell["T"]),
@@ -94,11 +154,44 @@ def lif(result: dict[str, Any]) -> str:
     return _table(["T", "neurons", "dtype", "snn_core ms", "SpikingJelly ms", "ratio", "equal spikes"], rows)
 
 
+def open_neuromorphic(result: dict[str, Any]) -> str:
+    """Forward, backward and memory of everyone, fastest first."""
+    timed = {name: entry for name, entry in result["contenders"].items() if "both_ms" in entry}
+    rows = []
+    for name, entry in sorted(timed.items(), key=lambda item: item[1]["both_ms"]):
+        peak = entry.get("peak_megabytes")
+        equal = {None: entry.get("compared", ""), 0: "equal"}.get(entry.get("spikes_differ"), "differ")
+        rows.append(
+            [name, *(f"{entry[key]:.1f}" for key in ("forward_ms", "backward_ms", "both_ms")),
+             "" if peak is None else f"{peak:.0f}", "ours" if entry.get("kind") == "ours" and equal == "" else equal]
+        )  # fmt: skip
+    return _table(["", "forward ms", "backward ms", "both ms", "peak MB", "spikes"], rows)
+
+
+def gpu(result: dict[str, Any]) -> str:
+    """LIF cells of the GPU suite: both of our backends, the limit, and the others."""
+    rows = []
+    for cell in result.get("lif", {}).get("cells", []):
+        row = [str(cell["T"]), f"{cell['N']:,}", cell["dtype"]]
+        if "contenders" not in cell:
+            rows.append([*row, cell.get("skipped") or cell.get("failed", ""), "", "", "", "", ""])
+            continue
+        for backend in ("cuda", "triton"):
+            entry = cell["contenders"].get(f"snn_core {backend}", {})
+            timed = "both_ms" in entry
+            row += [f"{entry['both_ms']:.3f}" if timed else "-", f"{entry['of_limit']['both']:.2f}" if timed else "-"]
+        rows.append(row + [_times(cell, cell["best"].get(kind)) for kind in ("spikingjelly", "compiled")])
+    header = ["T", "neurons", "dtype", "CUDA ms", "of limit", "Triton ms", "of limit", "SpikingJelly x", "compiled x"]
+    return _table(header, rows)
+
+
 #: Block name in README -> result file and how it is shown.
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pruning": ("pruning_nmnist.json", pruning),
     "distillation": ("distillation_nmnist.json", distillation),
     "lif": ("lif_cpu.json", lif),
+    "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
+    "gpu": ("gpu_nvidia_h200.json", gpu),
 }
 
 
