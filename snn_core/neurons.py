@@ -43,8 +43,10 @@ class SpikingNeuron(nn.Module):
             raise ArgumentError(f"step_mode is {step_mode!r}; allowed: 's', 'm'")
         if backend not in ("auto", *BACKENDS):
             raise ArgumentError(f"backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
-        if not v_threshold > 0:
-            raise ArgumentError(f"v_threshold is {v_threshold}; it must be positive")
+        if not 0 < v_threshold < math.inf:
+            raise ArgumentError(f"v_threshold is {v_threshold}; it must be positive and finite")
+        if v_reset is not None and not math.isfinite(v_reset):
+            raise ArgumentError(f"v_reset is {v_reset}; it must be finite, or None for soft reset")
         self.tau = tau
         self.decay_input = decay_input
         self.v_threshold = v_threshold
@@ -123,7 +125,7 @@ class LIF(SpikingNeuron):
     """Leaky integrate-and-fire neuron with a constant ``tau`` (see :func:`snn_core.kernels.lif`).
 
     Args:
-        tau: membrane time constant in steps, >= 1.
+        tau: membrane time constant in steps, > 1.
         decay_input: whether the input is divided by ``tau`` too.
         v_threshold: firing threshold, > 0.
         v_reset: potential after a spike; None: soft reset (subtract ``v_threshold``).
@@ -131,7 +133,7 @@ class LIF(SpikingNeuron):
         detach_reset: drop the gradient through the spike in the reset.
         step_mode: ``"m"`` for ``[T, ...]``, ``"s"`` for single steps.
         store_v_seq: keep the potentials of all steps in ``v_seq``.
-        backend: ``"auto"``, ``"cpp"`` or ``"reference"``.
+        backend: as in :func:`snn_core.kernels.lif`.
 
     Raises:
         ArgumentError: a value that is not allowed.
@@ -149,8 +151,8 @@ class LIF(SpikingNeuron):
         store_v_seq: bool = False,
         backend: str = "auto",
     ) -> None:
-        if not tau >= 1:
-            raise ArgumentError(f"tau is {tau}; it must be at least 1")
+        if not 1 < tau < math.inf:
+            raise ArgumentError(f"tau is {tau}; it must be greater than 1 and finite")
         super().__init__(
             tau=tau, decay_input=decay_input, v_threshold=v_threshold, v_reset=v_reset,
             surrogate_function=surrogate_function, detach_reset=detach_reset, step_mode=step_mode,
@@ -197,8 +199,8 @@ class PLIF(SpikingNeuron):
         store_v_seq: bool = False,
         backend: str = "auto",
     ) -> None:
-        if not init_tau > 1:
-            raise ArgumentError(f"init_tau is {init_tau}; it must be greater than 1")
+        if not 1 < init_tau < math.inf:
+            raise ArgumentError(f"init_tau is {init_tau}; it must be greater than 1 and finite")
         super().__init__(
             tau=init_tau, decay_input=decay_input, v_threshold=v_threshold, v_reset=v_reset,
             surrogate_function=surrogate_function, detach_reset=detach_reset, step_mode=step_mode,

@@ -18,7 +18,7 @@ struct FloatBits<VectorF> {
 namespace {
 
 constexpr int kTileSteps = 4;
-constexpr int kTileVectors = 2;
+constexpr int kTileVectors = 4;
 
 // Vectors of F at element i through kSteps time steps ending with the row that the pointers name.
 template <class Body, bool kStream, class F, int kVectors, int kSteps, class X>

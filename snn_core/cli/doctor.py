@@ -16,16 +16,19 @@ from snn_core.cli import common
 from snn_core.kernels.lif.ops import NATIVE_DTYPES
 from snn_core.kernels.native import (
     BACKEND_VARIABLE,
+    NativeLibrary,
     compiled_instruction_sets,
     cpu_library,
+    cuda_library,
     resolve_backend,
+    triton_backend,
 )
 from snn_core.kernels.native.build import find_compiler
 
 #: Packages that matter, and what each is for.
 PACKAGES = {
     "torch": "tensors, autograd",
-    "triton": "GPU kernels (none used yet)",
+    "triton": "GPU kernels where the CUDA library is absent",
     "spikingjelly": "peer in tests and benchmarks; optional",
     "tonic": "dataset downloads, second opinion on readers",
     "h5py": "frame cache, distilled products",
@@ -47,6 +50,8 @@ def doctor(as_json: common.JsonOption = False) -> None:
         ["CUDA compiler", report["cuda_compiler"] or "not found"],
         ["CUDA device", report["cuda_device"] or "none"],
         ["native CPU library", report["native_cpu"]["text"]],
+        ["native CUDA library", report["native_cuda"]["text"]],
+        ["Triton kernels", report["triton"]["text"]],
         *[[f"lif on {key}", value] for key, value in report["lif"].items()],
         [f"${BACKEND_VARIABLE}", report["backend_variable"] or "not set"],
         ["data folder", report["data_folder"]],
@@ -80,9 +85,12 @@ def inspect_machine() -> dict[str, Any]:
         "cuda_compiler": shutil.which("nvcc"),
         "cuda_device": cuda,
         "native_cpu": {"available": library.available, "isa": library.isa, "text": text},
+        "native_cuda": _state(cuda_library()),
+        "triton": _state(triton_backend()),
         "lif": {
-            f"cpu {str(dtype).removeprefix('torch.')}": _lif_backend(dtype)
-            for dtype in (*NATIVE_DTYPES, torch.float16, torch.float64)
+            f"{device} {str(dtype).removeprefix('torch.')}": _lif_backend(device, dtype)
+            for device in (["cpu", "cuda"] if cuda else ["cpu"])
+            for dtype in (*NATIVE_DTYPES, torch.float64)
         },
         "backend_variable": os.environ.get(BACKEND_VARIABLE),
         "data_folder": f"{data}{'' if data.is_dir() else ' (does not exist)'}",
@@ -90,9 +98,13 @@ def inspect_machine() -> dict[str, Any]:
     }
 
 
-def _lif_backend(dtype: torch.dtype) -> str:
+def _state(library: NativeLibrary) -> dict[str, Any]:
+    return {"available": library.available, "text": "loaded" if library.available else library.reason}
+
+
+def _lif_backend(device: str, dtype: torch.dtype) -> str:
     try:
-        return resolve_backend("auto", torch.device("cpu"), dtype, NATIVE_DTYPES)
+        return resolve_backend("auto", torch.device(device), dtype, NATIVE_DTYPES)
     except (RuntimeError, ValueError) as error:
         return f"unavailable: {error}"
 
