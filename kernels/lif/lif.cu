@@ -1,4 +1,5 @@
-// The LIF operator on CUDA: launchers and registration. Device text: lif_kernels.cuh, arithmetic: lif.h.
+// The LIF operator on CUDA: launchers and registration. Device text: lif_kernels.cuh, arithmetic: lif.h. This file is
+// host code alone: it launches kernels that lif_kernels.cu holds.
 //
 // Bytes through device memory for each neuron and step, in 4-byte storage (2-byte storage: half):
 //     forward            reads x 4, writes s 4                         8  (+ 4 / 16 where checkpoints are kept)
@@ -22,30 +23,6 @@
 
 namespace snn_core {
 namespace {
-
-constexpr int kTauSums = 256;
-
-struct TauSumArguments {
-  const double* terms;
-  int64_t count;
-  double* sums;
-  float* result;
-};
-
-// The two stages of a sum in a fixed order: kTauSums threads, then one.
-SNN_GLOBAL void sum_tau_terms(SNN_GRID_CONSTANT TauSumArguments a) {
-  double sum = 0.0;
-  for (int64_t i = global_thread(); i < a.count; i += kTauSums) sum += a.terms[i];
-  a.sums[global_thread()] = sum;
-}
-SNN_GLOBAL void finish_tau_sum(SNN_GRID_CONSTANT TauSumArguments a) {
-  double sum[8] = {};
-  for (int first = 0; first < kTauSums; first += 8) {
-    SNN_UNROLL
-    for (int i = 0; i < 8; ++i) sum[i] += a.sums[first + i];
-  }
-  *a.result = static_cast<float>(((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7])));
-}
 
 const Tensor* pointer_to(const OptionalTensor& t) { return t.has_value() ? &*t : nullptr; }
 
@@ -101,10 +78,10 @@ NeuronArguments neuron_arguments(const Tensor& x, const Options& o, const Option
   return {static_cast<int>(x.size(0)), o.p, o.variant, learned};
 }
 
-template <class Kernel>
-Kernel by_storage(const Tensor& x, Kernel float32, Kernel bfloat16, Kernel float16) {
+const CudaLif& kernels_for(const Tensor& x) {
   const ScalarType dtype = x.scalar_type();
-  return dtype == ScalarType::Float ? float32 : dtype == ScalarType::BFloat16 ? bfloat16 : float16;
+  if (dtype == ScalarType::Float) return cuda_lif_float32;
+  return dtype == ScalarType::BFloat16 ? cuda_lif_bfloat16 : cuda_lif_float16;
 }
 
 int64_t checkpoint_count(int64_t steps, int64_t every) { return every > 0 ? (steps - 1) / every : 0; }
@@ -114,15 +91,14 @@ void launch_forward(const Launcher& launch, const NeuronArguments& neuron, int64
                     const Plan<ForwardArguments::kCount>& plan) {
   using A = ForwardArguments;
   const Tensor& x = *plan.tensors[A::kX];
-  const int widest = x.element_size() == 4 ? 4 : 8;
+  const CudaLif& kernels = kernels_for(x);
+  const int widest = kernels.forward_width;
   const bool wide = wide_enough(launch, plan.neurons(), widest) && plan.allows(widest, {A::kV0});
   A a{};
   a.neuron = neuron;
   a.checkpoint_every = plan.tensors[A::kCheckpoints] != nullptr ? static_cast<int>(checkpoint_every) : 0;
   plan.fill(a.operand, a.geometry, wide ? widest : 1);
-  const auto kernel = wide ? by_storage(x, lif_forward_kernel<Float32, 4>, lif_forward_kernel<BFloat16, 8>, lif_forward_kernel<Float16, 8>)
-                           : by_storage(x, lif_forward_kernel<Float32, 1>, lif_forward_kernel<BFloat16, 1>, lif_forward_kernel<Float16, 1>);
-  launch(kernel, blocks_for(a.geometry.groups, kForwardThreads), kForwardThreads, a);
+  launch(kernels.forward(wide), blocks_for(a.geometry.groups, kForwardThreads), kForwardThreads, a);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> lif(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, double tau,
@@ -169,12 +145,12 @@ Tensor lif_inplace(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, d
 }
 
 // Sums the terms of the gradient of 1 / tau, `count` of them, into `result`.
-void launch_tau_sum(const Launcher& launch, const Tensor& terms, int64_t count, const Tensor& result) {
+void launch_tau_sum(const Launcher& launch, const CudaLif& kernels, const Tensor& terms, int64_t count, const Tensor& result) {
   const Tensor sums = empty_strided(terms, {kTauSums}, {1}, ScalarType::Double);
   const TauSumArguments a{static_cast<const double*>(terms.data_ptr()), count, static_cast<double*>(sums.data_ptr()),
                           static_cast<float*>(result.data_ptr())};
-  launch(sum_tau_terms, kTauSums / 128, 128, a);
-  launch(finish_tau_sum, 1, 1, a);
+  launch(kernels.sum_tau_terms, kTauSums / 128, 128, a);
+  launch(kernels.finish_tau_sum, 1, 1, a);
 }
 
 std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalTensor grad_v_last,
@@ -192,11 +168,12 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalT
   const Options o =
       make_options(x, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha);
   const NeuronArguments neuron = neuron_arguments(x, o, reciprocal_tau);
+  const CudaLif& kernels = kernels_for(x);
   const Launcher launch(x.get_device_index());
   const Layout layout(x);
   Tensor grad_x = layout.sequence(x), grad_v0 = layout.step_float(x), grad_tau = empty_scalar_like(x, false);
   if (layout.neurons() == 0) {
-    launch_tau_sum(launch, empty_strided(x, {0}, {1}, ScalarType::Double), 0, grad_tau);
+    launch_tau_sum(launch, kernels, empty_strided(x, {0}, {1}, ScalarType::Double), 0, grad_tau);
     return {grad_x, grad_v0, grad_tau};
   }
 
@@ -214,8 +191,7 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalT
   const bool wide = wide_enough(launch, plan.neurons(), kBackwardWidth) &&
                     plan.allows(kBackwardWidth, {A::kGradS, A::kGradVSeq, A::kV0, A::kGradVLast});
   const bool brief = x.size(0) <= kShortChunk;
-  const auto kernel = by_storage(x, cuda_backward_float32, cuda_backward_bfloat16, cuda_backward_float16)(
-      o.variant.surrogate, wide, brief);
+  const auto kernel = kernels.backward(o.variant.surrogate, wide, brief);
   A a{};
   a.neuron = neuron;
   plan.fill(a.operand, a.geometry, wide ? kBackwardWidth : 1);
@@ -228,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalT
     const Tensor terms = empty_strided(x, {threads}, {1}, ScalarType::Double);
     a.tau_sums = static_cast<double*>(terms.data_ptr());
     launch(kernel, blocks, kBackwardThreads, a);
-    launch_tau_sum(launch, terms, threads, grad_tau);
+    launch_tau_sum(launch, kernels, terms, threads, grad_tau);
   }
   return {grad_x, grad_v0, grad_tau};
 }
@@ -281,10 +257,7 @@ std::tuple<Tensor, Tensor> lif_packed(Tensor x, OptionalTensor v0, OptionalTenso
   for (int d = 0; d < geometry.dims; ++d) {
     wide = wide && geometry.stride[A::kX][d] % 8 == 0 && geometry.stride[A::kVLast][d] % 8 == 0;
   }
-  const auto kernel =
-      wide ? by_storage(x, lif_packed_kernel<Float32, true>, lif_packed_kernel<BFloat16, true>, lif_packed_kernel<Float16, true>)
-           : by_storage(x, lif_packed_kernel<Float32, false>, lif_packed_kernel<BFloat16, false>, lif_packed_kernel<Float16, false>);
-  launch(kernel, blocks_for(a.geometry.groups, kForwardThreads), kForwardThreads, a);
+  launch(kernels_for(x).packed(wide), blocks_for(a.geometry.groups, kForwardThreads), kForwardThreads, a);
   return {packed, v_last};
 }
 

@@ -7,71 +7,21 @@
 // registers (storage, width, surrogate) is a template parameter.
 #pragma once
 
-#include "lif/lif.h"
-#include "native/device_geometry.h"
+#include "lif/lif_cuda.h"
+#include "native/device.h"
 #include "native/device_storage.h"
 
 namespace snn_core {
 
-constexpr int kForwardThreads = 128;
-constexpr int kForwardChunk = 8;
-constexpr int kPackedChunk = 4;
-constexpr int kBackwardThreads = 128;
-constexpr int kBackwardChunk = 16;  // steps whose h stays in registers; also the distance of the checkpoints
-constexpr int kShortChunk = 4;      // the same for sequences that are no longer, with more threads at a time
-constexpr int kGradientChunk = 8;   // steps whose grad_s is loaded ahead
-constexpr int kTauBlocks = 512;     // of a backward with a gradient of 1 / tau: sums do not depend on the GPU's size
-
-// One tensor of a kernel: [T, ...] or, with time_stride 0, [...]. Null where absent.
-struct Operand {
-  void* data = nullptr;
-  int64_t time_stride = 0;
-  bool broadcast = false;  // the neurons of one thread share one element
-};
-
-struct NeuronArguments {
-  int steps;
-  LifParameters p;
-  LifVariant variant;
-  const float* reciprocal_tau;  // learned; null where p has it
-
-  // With a learned value in place.
-  SNN_DEVICE LifParameters parameters() const {
-    LifParameters result = p;
-    if (reciprocal_tau != nullptr) {
-      result.reciprocal_tau = *reciprocal_tau;
-      if (variant.decay_input) result.input_scale = result.reciprocal_tau;
-    }
-    return result;
+// With a learned 1 / tau in place.
+SNN_DEVICE LifParameters parameters_of(const NeuronArguments& a) {
+  LifParameters p = a.p;
+  if (a.reciprocal_tau != nullptr) {
+    p.reciprocal_tau = *a.reciprocal_tau;
+    if (a.variant.decay_input) p.input_scale = p.reciprocal_tau;
   }
-};
-
-struct ForwardArguments {
-  enum { kX, kS, kVSeq, kV0, kVLast, kCheckpoints, kCount };
-  NeuronArguments neuron;
-  int checkpoint_every;
-  Operand operand[kCount];
-  DeviceGeometry<kCount> geometry;
-};
-
-struct BackwardArguments {
-  enum { kX, kGradX, kGradS, kGradVSeq, kV0, kGradVLast, kGradV0, kCheckpoints, kCount };
-  NeuronArguments neuron;
-  Operand operand[kCount];
-  double* tau_sums;    // one a thread; null without a gradient of 1 / tau,
-  float* tau_result;   // which is then written as 0 here
-  DeviceGeometry<kCount> geometry;
-};
-
-struct PackedArguments {
-  // Operands walk bytes of eight neurons along the packed dimension; kPosition counts the neurons before a byte.
-  enum { kX, kPacked, kV0, kVLast, kPosition, kCount };
-  NeuronArguments neuron;
-  int64_t size;                 // of the packed dimension
-  int64_t lane_stride[kCount];  // between the neurons of a byte
-  Operand operand[kCount];
-  DeviceGeometry<kCount> geometry;
-};
+  return p;
+}
 
 template <class Element>
 SNN_DEVICE Element* place(const Operand& operand, int64_t at, int64_t t = 0) {
@@ -202,7 +152,7 @@ template <class Storage, int kWidth>
 SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kForwardThreads, 6) lif_forward_kernel(SNN_GRID_CONSTANT ForwardArguments a) {
   using A = ForwardArguments;
   using Element = typename Storage::Element;
-  const LifParameters p = a.neuron.parameters();
+  const LifParameters p = parameters_of(a.neuron);
   const int steps = a.neuron.steps;
   for (int64_t group = global_thread(); group < a.geometry.groups; group += global_threads()) {
     int64_t at[A::kCount];
@@ -315,7 +265,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kBackwardThreads, kChunk == kBackwardChunk ? 3
   using A = BackwardArguments;
   using Element = typename Storage::Element;
   constexpr int kAhead = kGradientChunk < kChunk ? kGradientChunk : kChunk;
-  const LifParameters p = a.neuron.parameters();
+  const LifParameters p = parameters_of(a.neuron);
   const int steps = a.neuron.steps;
   double tau_sum = 0.0;
   for (int64_t group = global_thread(); group < a.geometry.groups; group += global_threads()) {
@@ -388,7 +338,7 @@ template <class Storage, bool kVector>
 SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kForwardThreads, 6) lif_packed_kernel(SNN_GRID_CONSTANT PackedArguments a) {
   using A = PackedArguments;
   using Element = typename Storage::Element;
-  const LifParameters p = a.neuron.parameters();
+  const LifParameters p = parameters_of(a.neuron);
   const int steps = a.neuron.steps;
   for (int64_t group = global_thread(); group < a.geometry.groups; group += global_threads()) {
     int64_t at[A::kCount];

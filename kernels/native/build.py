@@ -44,14 +44,15 @@ INSTRUCTION_SETS = {
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
 
-_STORAGES = {"Float32": "float32", "BFloat16": "bfloat16", "Float16": "float16"}
-#: CUDA sources with the macros of each compilation, the longest first.
-CUDA_SOURCES = (
-    *(("lif/lif_backward.cu", (f"-DSNN_STORAGE={name}", f"-DSNN_STORAGE_FUNCTION={function}"))
-      for name, function in _STORAGES.items()),
-    ("lif/lif.cu", ()),
-    ("spike_pack/spike_pack.cu", ()),
-)  # fmt: skip
+#: CUDA sources with the macros of each compilation, the longest first. Device code does without torch's headers, and
+#: what includes them is host code, for which the C++ compiler is quicker than nvcc.
+CUDA_KERNEL_SOURCES = (
+    ("lif/lif_kernels.cu", ("-DSNN_STORAGE=Float32", "-DSNN_TABLE=cuda_lif_float32")),
+    ("lif/lif_kernels.cu", ("-DSNN_STORAGE=BFloat16", "-DSNN_TABLE=cuda_lif_bfloat16")),
+    ("lif/lif_kernels.cu", ("-DSNN_STORAGE=Float16", "-DSNN_TABLE=cuda_lif_float16")),
+    ("spike_pack/spike_pack_kernels.cu", ()),
+)
+CUDA_HOST_SOURCES = ("lif/lif.cu", "spike_pack/spike_pack.cu")
 #: Compute capabilities with machine code in ``_cuda.so``; it runs on every later one of the same major version.
 CUDA_ARCHITECTURES = ("80", "90")
 #: ``--fmad=false``: spikes must be equal on every backend, so no multiplication and addition may be fused.
@@ -166,7 +167,8 @@ def build_cuda(
     compile_command = [nvcc, *CUDA_FLAGS, f"-gencode=arch={virtual},code=[{codes}]", *extra_flags]
     return _compile_and_link(
         output, include, [nvcc, "-shared", "-cudart=static", *extra_flags],
-        [([*compile_command, *macros], source) for source, macros in CUDA_SOURCES],
+        [([*compile_command, *macros], source) for source, macros in CUDA_KERNEL_SOURCES]
+        + [([nvcc, "-x", "c++", *CUDA_FLAGS, *extra_flags], source) for source in CUDA_HOST_SOURCES],
     )  # fmt: skip
 
 
@@ -183,7 +185,8 @@ def build_emulated(output: Path, *, extra_flags: tuple[str, ...] = ()) -> Path:
     flags = [*FLAGS, "-fno-strict-aliasing", "-DSNN_EMULATED", "-x", "c++", *extra_flags]
     return _compile_and_link(
         output, include, [*compiler, "-shared", *extra_flags],
-        [([*compiler, *flags, *macros], source) for source, macros in CUDA_SOURCES],
+        [([*compiler, *flags, *macros], source) for source, macros in CUDA_KERNEL_SOURCES]
+        + [([*compiler, *flags], source) for source in CUDA_HOST_SOURCES],
     )  # fmt: skip
 
 

@@ -1,13 +1,14 @@
-// Launching of kernels: on torch's current stream by nvcc, as a loop over the grid by g++ with SNN_EMULATED.
+// Launching of kernels, from host code that needs no nvcc: on torch's current stream, or with SNN_EMULATED as a loop
+// over the grid.
 #pragma once
 
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
-#include "native/device.h"
-
 #if defined(SNN_EMULATED)
+
+#include "native/device.h"
 
 namespace snn_core {
 
@@ -88,8 +89,10 @@ struct Launcher {
 
   template <class Arguments>
   void operator()(void (*kernel)(Arguments), int64_t blocks, int threads, const Arguments& arguments) const {
-    kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments);
-    check_cuda(cudaGetLastError(), "kernel launch");
+    void* parameters[] = {const_cast<Arguments*>(&arguments)};
+    check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                                dim3(static_cast<unsigned>(threads)), parameters, 0, stream),
+               "kernel launch");
   }
 
   torch::stable::accelerator::DeviceGuard guard;

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "native/device_geometry.h"
+
 #if defined(SNN_EMULATED)
 
 #define SNN_GLOBAL
@@ -38,5 +40,26 @@ namespace snn_core {
 
 SNN_DEVICE int64_t global_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 SNN_DEVICE int64_t global_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+// Offsets of the operands, in elements, at element `index` in the order of the geometry.
+template <int kOperands>
+SNN_DEVICE void locate(const DeviceGeometry<kOperands>& geometry, int64_t index, int64_t (&at)[kOperands]) {
+  SNN_UNROLL
+  for (int k = 0; k < kOperands; ++k) at[k] = 0;
+  SNN_NO_UNROLL
+  for (int d = geometry.dims - 1; d > 0; --d) {
+    const int64_t size = geometry.size[d];
+    // A 64-bit division takes several times as long as one of 32 bits.
+    const bool narrow = ((index | size) >> 32) == 0;
+    const int64_t quotient =
+        narrow ? static_cast<int64_t>(static_cast<uint32_t>(index) / static_cast<uint32_t>(size)) : index / size;
+    const int64_t i = index - quotient * size;
+    SNN_UNROLL
+    for (int k = 0; k < kOperands; ++k) at[k] += i * geometry.stride[k][d];
+    index = quotient;
+  }
+  SNN_UNROLL
+  for (int k = 0; k < kOperands; ++k) at[k] += index * geometry.stride[k][0];
+}
 
 }  // namespace snn_core

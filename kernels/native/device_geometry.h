@@ -1,7 +1,8 @@
 // A Geometry as a kernel takes it: by value, walked by threads that each own `width` neighbours of the innermost run.
 #pragma once
 
-#include "native/device.h"
+#include <cstdint>
+
 #include "native/strided.h"
 
 namespace snn_core {
@@ -40,26 +41,5 @@ bool runs_of(const Geometry<kOperands>& geometry, int k, int width, int64_t time
 }
 
 inline bool aligned16(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
-// Offsets of the operands, in elements, at element `index` in the order of the geometry.
-template <int kOperands>
-SNN_DEVICE void locate(const DeviceGeometry<kOperands>& geometry, int64_t index, int64_t (&at)[kOperands]) {
-  SNN_UNROLL
-  for (int k = 0; k < kOperands; ++k) at[k] = 0;
-  SNN_NO_UNROLL
-  for (int d = geometry.dims - 1; d > 0; --d) {
-    const int64_t size = geometry.size[d];
-    // A 64-bit division takes several times as long as one of 32 bits.
-    const bool narrow = ((index | size) >> 32) == 0;
-    const int64_t quotient =
-        narrow ? static_cast<int64_t>(static_cast<uint32_t>(index) / static_cast<uint32_t>(size)) : index / size;
-    const int64_t i = index - quotient * size;
-    SNN_UNROLL
-    for (int k = 0; k < kOperands; ++k) at[k] += i * geometry.stride[k][d];
-    index = quotient;
-  }
-  SNN_UNROLL
-  for (int k = 0; k < kOperands; ++k) at[k] += index * geometry.stride[k][0];
-}
 
 }  // namespace snn_core

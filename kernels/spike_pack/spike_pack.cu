@@ -1,7 +1,8 @@
-// spike_pack and spike_unpack on CUDA: launchers and registration. Device text: spike_pack_kernels.cuh.
+// spike_pack and spike_unpack on CUDA: launchers and registration, host code alone. Device text:
+// spike_pack_kernels.cuh.
 // Bytes for each element: its own 2 or 4, and an eighth.
 
-#include "spike_pack/spike_pack_kernels.cuh"
+#include "spike_pack/spike_pack_cuda.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -35,7 +36,7 @@ SpikePackArguments arguments_for(const Tensor& spikes, const Tensor& packed, int
   a.size = spikes.size(dim);
   a.lane_stride = spikes.stride(dim);
   const ScalarType dtype = spikes.scalar_type();
-  a.one = dtype == ScalarType::Float ? Float32::kOne : dtype == ScalarType::BFloat16 ? BFloat16::kOne : Float16::kOne;
+  a.one = dtype == ScalarType::Float ? 0x3f800000u : dtype == ScalarType::BFloat16 ? 0x3f80u : 0x3c00u;
   Geometry<A::kCount> geometry;
   wide = a.size % 8 == 0 && a.lane_stride == 1 && aligned16(a.spikes);
   for (int64_t d = 0; d < spikes.dim(); ++d) {
@@ -67,10 +68,8 @@ Tensor spike_pack(Tensor s, int64_t dim) {
   if (packed.numel() == 0) return packed;
   bool wide = false;
   const SpikePackArguments a = arguments_for(s, packed, dim, wide);
-  const auto kernel = s.element_size() == 4
-                          ? (wide ? spike_pack_kernel<Float32, true> : spike_pack_kernel<Float32, false>)
-                          : (wide ? spike_pack_kernel<BFloat16, true> : spike_pack_kernel<BFloat16, false>);
-  launch(kernel, blocks_for(a.geometry.groups, kSpikePackThreads), kSpikePackThreads, a);
+  launch(cuda_spike_pack(s.element_size(), wide), blocks_for(a.geometry.groups, kSpikePackThreads),
+         kSpikePackThreads, a);
   return packed;
 }
 
@@ -86,10 +85,8 @@ Tensor spike_unpack(Tensor packed, int64_t size, int64_t dim, ScalarType dtype) 
   if (s.numel() == 0) return s;
   bool wide = false;
   const SpikePackArguments a = arguments_for(s, packed, dim, wide);
-  const auto kernel = s.element_size() == 4
-                          ? (wide ? spike_unpack_kernel<Float32, true> : spike_unpack_kernel<Float32, false>)
-                          : (wide ? spike_unpack_kernel<BFloat16, true> : spike_unpack_kernel<BFloat16, false>);
-  launch(kernel, blocks_for(a.geometry.groups, kSpikePackThreads), kSpikePackThreads, a);
+  launch(cuda_spike_unpack(s.element_size(), wide), blocks_for(a.geometry.groups, kSpikePackThreads),
+         kSpikePackThreads, a);
   return s;
 }
 

@@ -2,25 +2,16 @@
 // kVector they lie side by side, aligned to 16 bytes, and none is missing.
 #pragma once
 
-#include "native/device_geometry.h"
+#include "native/device.h"
 #include "native/device_storage.h"
+#include "spike_pack/spike_pack_cuda.h"
 
 namespace snn_core {
 
-constexpr int kSpikePackThreads = 256;
-
-struct SpikePackArguments {
-  // kPosition counts the elements before a byte along the packed dimension.
-  enum { kSpikes, kPacked, kPosition, kCount };
-  void* spikes;
-  uint8_t* packed;
-  int64_t size;         // of the packed dimension, in elements
-  int64_t lane_stride;  // between the elements of a byte
-  uint32_t one;         // bits of 1 in the type of the spikes
-  DeviceGeometry<kCount> geometry;
-
-  SNN_DEVICE int lanes(int64_t position) const { return size - position < 8 ? static_cast<int>(size - position) : 8; }
-};
+// Elements of the byte that `position` elements of the packed dimension come before.
+SNN_DEVICE int lanes_at(const SpikePackArguments& a, int64_t position) {
+  return a.size - position < 8 ? static_cast<int>(a.size - position) : 8;
+}
 
 // Any value but 0 and -0 is a spike, NaN too. The types differ in size alone.
 template <class Storage, bool kVector>
@@ -43,7 +34,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kSpikePackThreads, 4) spike_pack_kernel(SNN_GR
         if ((bits & kMagnitude) != 0) byte |= 1u << i;
       }
     } else {
-      const int lanes = a.lanes(at[A::kPosition]);
+      const int lanes = lanes_at(a, at[A::kPosition]);
       SNN_UNROLL
       for (int i = 0; i < 8; ++i) {
         if (i < lanes && (spikes[i * a.lane_stride] & kMagnitude) != 0) byte |= 1u << i;
@@ -74,7 +65,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kSpikePackThreads, 4) spike_unpack_kernel(SNN_
       }
       pack.store(spikes);
     } else {
-      const int lanes = a.lanes(at[A::kPosition]);
+      const int lanes = lanes_at(a, at[A::kPosition]);
       SNN_UNROLL
       for (int i = 0; i < 8; ++i) {
         if (i < lanes) spikes[i * a.lane_stride] = static_cast<Element>((byte >> i & 1) != 0 ? a.one : 0u);
