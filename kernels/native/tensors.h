@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <vector>
 
 #if defined(__linux__)
@@ -31,8 +32,12 @@ inline int32_t shim_dtype(ScalarType dtype) {
       return aoti_torch_dtype_float16();
     case ScalarType::Byte:
       return aoti_torch_dtype_uint8();
-    default:
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Float:
       return aoti_torch_dtype_float32();
+    default:
+      throw std::runtime_error("snn_core: empty_strided() of a dtype that no operator uses");
   }
 }
 
