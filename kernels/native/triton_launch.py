@@ -217,7 +217,8 @@ def choose_config(
         return configs[0]
     if torch.cuda.is_current_stream_capturing():
         return configs[0]
-    chosen = min(configs, key=lambda config: _milliseconds(lambda: run(config)))
+    with torch.cuda.device(device):
+        chosen = min(configs, key=lambda config: _milliseconds(lambda: run(config)))
     _choices[key] = chosen
     return chosen
 

@@ -6,6 +6,7 @@ compiled and the keys that are compared are those of real calls.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
@@ -293,6 +294,7 @@ def test_configurations_are_timed_once_and_never_while_capturing(monkeypatch: py
     capturing = True
     monkeypatch.setattr(triton_launch, "_choices", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(triton_launch, "_milliseconds", lambda run: run() or -len(ran))  # the last one is the fastest
     monkeypatch.delenv(triton_launch.AUTOTUNE_VARIABLE, raising=False)
 
