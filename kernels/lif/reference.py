@@ -81,11 +81,13 @@ def lif(
     state_dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
     reset = 0.0 if v_reset is None else v_reset
     v = torch.full_like(x_seq[0], reset, dtype=state_dtype) if v0 is None else v0.to(state_dtype)
+    # A tensor, because torch on CUDA multiplies by the reciprocal of a number, which rounds differently.
+    divisor = torch.full((), tau, dtype=state_dtype, device=x_seq.device)
     spikes, potentials = [], []
     for x in x_seq.to(state_dtype):
         leak = v - reset
         drive = x - leak if decay_input else leak
-        scaled = drive / tau if reciprocal_tau is None else drive * reciprocal_tau.to(state_dtype)
+        scaled = drive / divisor if reciprocal_tau is None else drive * reciprocal_tau.to(state_dtype)
         h = v + scaled if decay_input else v - scaled + x
         s = spike_function(h - v_threshold, surrogate, alpha)
         gate = s.detach() if detach_reset else s
