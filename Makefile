@@ -12,12 +12,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
 SOURCES := $(wildcard kernels/*/*.cpp kernels/*/*.h) kernels/native/build.py
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint sanitize install clean
 demo: install
 	$(BIN)/snn demo
 
 test: install
 	$(BIN)/python -m pytest
+
+# The native CPU code under the address and undefined-behaviour sanitizers, every instruction set this machine has.
+sanitize: install
+	SNN_SANITIZE=all $(BIN)/python -m pytest tests/native/test_sanitizers.py
 
 lint: install
 	$(BIN)/ruff check .

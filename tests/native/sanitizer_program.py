@@ -1,0 +1,121 @@
+"""Runs every native CPU operator over its options on a library built with sanitizers: ``program.py library.so``.
+
+Started by test_sanitizers.py in a process of its own, with the sanitizers' runtimes preloaded. Values are compared with
+the reference only roughly, so that a run that computed nothing cannot pass; the other tests compare bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+
+from snn_core.kernels import lif, native
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SURROGATES = ("atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid")
+#: T and the shape of a step: odd tails for every vector width, single elements, none, many steps, several blocks.
+SHAPES = ((1, (1,)), (5, (3, 7)), (3, (0, 4)), (2, ()), (70, (19,)), (4, (2, 3, 5, 9)), (3, (4, 1031)))
+
+
+def layouts(x: torch.Tensor) -> list[torch.Tensor]:
+    """The same values contiguous, every second element of a larger tensor, transposed, misaligned, channels last."""
+    wide = torch.empty(*x.shape[:-1], 2 * x.shape[-1]) if x.ndim > 1 else torch.empty(2 * x.shape[0])
+    shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape)
+    views = [x, wide.to(x.dtype)[..., ::2], x.mT.contiguous().mT if x.ndim > 2 else x.clone(), shifted]
+    if x.ndim == 5:
+        views.append(x.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(x))
+    for view in views[1:]:
+        view.copy_(x)
+    return views
+
+
+def expanded_like(x: torch.Tensor) -> torch.Tensor:
+    """A gradient of stride 0, as ``sum()`` makes it."""
+    return torch.ones((), dtype=x.dtype).expand(x.shape)
+
+
+def run_lif(generator: torch.Generator) -> int:
+    """Forward and backward over all options, dtypes and layouts, with and without each optional tensor."""
+    count = 0
+    flags = (True, False)
+    for (steps, shape), dtype, surrogate, v_reset, decay_input, detach_reset in itertools.product(
+        SHAPES, DTYPES, SURROGATES, (0.0, None), flags, flags
+    ):
+        options = {"v_reset": v_reset, "decay_input": decay_input, "detach_reset": detach_reset, "surrogate": surrogate}
+        values = (torch.randn(steps, *shape, generator=generator) * 2).to(dtype)
+        if values.numel() > 20:
+            values.view(-1)[::17] = float("nan") if surrogate == "atan" else float("inf")
+        for number, x in enumerate(layouts(values)):
+            tau = {"tau": (2.0, 3.7)[count % 2]}
+            if count % 3 == 0:
+                tau = {"reciprocal_tau": torch.tensor(0.3, requires_grad=True)}
+            v0 = torch.randn(shape, generator=generator, requires_grad=True) if count % 2 else None
+            x.requires_grad_()
+            return_v_seq = number % 2 == 1
+            s, v, *v_seq = lif(x, v0, backend="cpp", return_v_seq=return_v_seq, **tau, **options)
+            if number == 0 and surrogate != "atan":
+                s_reference, *_ = lif(values.detach(), v0, backend="reference", **tau, **options)
+                assert torch.equal(s, s_reference), (steps, shape, dtype, options)
+            targets = [x] + [t for t in (v0, tau.get("reciprocal_tau")) if t is not None]
+            outputs = [s, v, *v_seq]
+            kept = outputs[: 1 + count % len(outputs)]  # absent gradients too
+            torch.autograd.grad(kept, targets, [expanded_like(t) for t in kept], allow_unused=True)
+            x.requires_grad_(False)
+            count += 1
+    return count
+
+
+def run_raw(generator: torch.Generator) -> int:
+    """Checkpoints of any distance, and the backward without them."""
+    count = 0
+    for steps, every in itertools.product((1, 2, 16, 17, 64, 70), (0, 1, 3, 16, 64, 100)):
+        x = torch.randn(steps, 3, 11, generator=generator)
+        options = (2.0, 1.0, 0.0, True, False, 0, 2.0)
+        s, v, _, checkpoints = torch.ops.snn_core.lif(x, None, None, *options, every, False)
+        expected = None
+        for given in (None, checkpoints):
+            grads = torch.ops.snn_core.lif_backward(s, v, None, x, None, None, given, *options, every)
+            assert expected is None or torch.equal(grads[0], expected)
+            expected = grads[0]
+            count += 1
+    return count
+
+
+def run_packed(generator: torch.Generator) -> int:
+    """Packed and in-place forwards, and packing itself."""
+    from snn_core.kernels import pack_spikes, unpack_spikes
+
+    count = 0
+    for (steps, shape), dtype in itertools.product(SHAPES, DTYPES):
+        for x in layouts((torch.randn(steps, *shape, generator=generator) * 2).to(dtype)):
+            s, v = lif(x, backend="cpp")
+            for dim in range(1, x.ndim):
+                packed, v_packed = lif(x, backend="cpp", pack_spikes_dim=dim)
+                assert torch.equal(v, v_packed)
+                assert torch.equal(packed, pack_spikes(s, dim, backend="cpp"))
+                for size in {s.shape[dim], max(0, s.shape[dim] - 1)}:
+                    unpacked = unpack_spikes(pack_spikes(s.narrow(dim, 0, size), dim), size, dim, dtype=dtype)
+                    assert torch.equal(unpacked, s.narrow(dim, 0, size))
+                count += 1
+            spikes, _ = lif(x, backend="cpp", inplace=True)
+            assert torch.equal(spikes, s)
+    return count
+
+
+def main() -> None:
+    native.LIBRARY_PATH = Path(sys.argv[1])
+    library = native.cpu_library()
+    assert library.available, library.reason
+    generator = torch.Generator().manual_seed(0)
+    counts = [run_lif(generator), run_raw(generator), run_packed(generator)]
+    torch.set_num_threads(2)
+    big = torch.randn(4, 300_001, generator=generator, requires_grad=True)  # several blocks on two threads
+    lif(big, backend="cpp")[0].sum().backward()
+    print("finished", library.isa, *counts)
+
+
+if __name__ == "__main__":
+    main()
