@@ -46,21 +46,30 @@ SNN_INLINE void apply_reciprocal_tau(LifParameters& p, bool decay_input, float v
   if (decay_input) p.input_scale = value;
 }
 
-// The charge step. kDivide divides by tau; otherwise multiplies by reciprocal_tau (equal when tau is a power of two).
+// Functions with flags are for kernels whose options are run-time values, equal for a whole launch (CUDA: selects
+// instead of a body for each combination). The templates call them with constants.
+
+// The charge step. `divide` divides by tau; otherwise it multiplies by reciprocal_tau (equal when tau is a power of two).
+template <class F>
+SNN_INLINE F lif_charge(F x, F v, const LifParameters& p, bool decay_input, bool divide) {
+  const F leak = v - p.v_reset;
+  const F drive = decay_input ? x - leak : leak;
+  const F change = divide ? drive / p.tau : drive * p.reciprocal_tau;
+  return decay_input ? v + change : v - change + x;
+}
 template <bool kDecayInput, bool kDivide, class F>
 SNN_INLINE F lif_charge(F x, F v, const LifParameters& p) {
-  const F leak = v - p.v_reset;
-  if (kDecayInput) {
-    const F drive = x - leak;
-    return v + (kDivide ? drive / p.tau : drive * p.reciprocal_tau);
-  }
-  return v - (kDivide ? leak / p.tau : leak * p.reciprocal_tau) + x;
+  return lif_charge(x, v, p, kDecayInput, kDivide);
 }
 
+template <class F>
+SNN_INLINE F lif_reset(F h, const LifParameters& p, bool soft_reset) {
+  const F after_spike = soft_reset ? h - p.v_threshold : F{} + p.v_reset;
+  return h >= p.v_threshold ? after_spike : h;
+}
 template <bool kSoftReset, class F>
 SNN_INLINE F lif_reset(F h, const LifParameters& p) {
-  const F after_spike = kSoftReset ? h - p.v_threshold : F{} + p.v_reset;
-  return h >= p.v_threshold ? after_spike : h;
+  return lif_reset(h, p, kSoftReset);
 }
 
 // Reinterpretation of a float as an integer and back; the row kernels add the same for their vectors.
@@ -119,19 +128,23 @@ SNN_INLINE F surrogate_gradient(F u, float alpha) {
 
 // One step backward in time. `gv` is the gradient of v[t] (own gradient plus what came from t + 1);
 // returns the gradient of h[t] and leaves the gradient of v[t - 1] in `gv`.
-template <int kSurrogate, bool kSoftReset, bool kDetachReset, class F>
-SNN_INLINE F lif_step_backward(F gs, F h, F& gv, const LifParameters& p) {
+template <int kSurrogate, class F>
+SNN_INLINE F lif_step_backward(F gs, F h, F& gv, const LifParameters& p, bool soft_reset, bool detach_reset) {
   const F g = surrogate_gradient<kSurrogate>(h - p.v_threshold, p.alpha);
   const F zero = F{}, one = zero + 1.0f, largest = zero + 3.402823466e38f;
   F dv_dh = one;
-  if (!kSoftReset) dv_dh = h >= p.v_threshold ? zero : one;
-  if (!kDetachReset) {
+  if (!soft_reset) dv_dh = h >= p.v_threshold ? zero : one;
+  if (!detach_reset) {
     const F finite_h = h > largest ? largest : h;  // where h is infinite g is 0, and so must this be
-    dv_dh = dv_dh + (kSoftReset ? -p.v_threshold * g : (p.v_reset - finite_h) * g);
+    dv_dh = dv_dh + (soft_reset ? zero - p.v_threshold : p.v_reset - finite_h) * g;
   }
   const F gh = gs * g + gv * dv_dh;
   gv = gh - gh * p.reciprocal_tau;
   return gh;
+}
+template <int kSurrogate, bool kSoftReset, bool kDetachReset, class F>
+SNN_INLINE F lif_step_backward(F gs, F h, F& gv, const LifParameters& p) {
+  return lif_step_backward<kSurrogate>(gs, h, gv, p, kSoftReset, kDetachReset);
 }
 
 }  // namespace snn_core

@@ -81,39 +81,23 @@ struct FloatBits<Approximate> {
   static SNN_INLINE Approximate value(unsigned x) { return FloatBits<float>::value(x); }
 };
 
-// The options of a launch as branches around the bodies of lif.h; the compiler merges what they have in common.
 template <int kWidth>
 SNN_DEVICE void charge_all(const float (&x)[kWidth], const float (&v)[kWidth], float (&h)[kWidth],
                            const LifParameters& p, const LifVariant& variant) {
-  if (variant.divide) {
+  if (variant.divide) {  // a branch, because a division is most of the code
     SNN_UNROLL
-    for (int i = 0; i < kWidth; ++i) {
-      // v - leak / tau + x is v + (0 - leak) / tau + x, so that one division, the largest piece of code, serves both.
-      const float t = lif_charge<true, true>(variant.decay_input ? x[i] : 0.0f, v[i], p);
-      h[i] = variant.decay_input ? t : t + x[i];
-    }
+    for (int i = 0; i < kWidth; ++i) h[i] = lif_charge(x[i], v[i], p, variant.decay_input, true);
   } else {
     SNN_UNROLL
-    for (int i = 0; i < kWidth; ++i) {
-      h[i] = variant.decay_input ? lif_charge<true, false>(x[i], v[i], p) : lif_charge<false, false>(x[i], v[i], p);
-    }
+    for (int i = 0; i < kWidth; ++i) h[i] = lif_charge(x[i], v[i], p, variant.decay_input, false);
   }
-}
-
-SNN_DEVICE float reset(float h, const LifParameters& p, const LifVariant& variant) {
-  return variant.soft_reset ? lif_reset<true>(h, p) : lif_reset<false>(h, p);
 }
 
 template <int kSurrogate>
 SNN_DEVICE float step_backward(float gs, float h, float& gv, const LifParameters& p, const LifVariant& variant) {
-  Approximate carry = gv, gh;
-  if (variant.soft_reset) {
-    gh = variant.detach_reset ? lif_step_backward<kSurrogate, true, true, Approximate>(gs, h, carry, p)
-                              : lif_step_backward<kSurrogate, true, false, Approximate>(gs, h, carry, p);
-  } else {
-    gh = variant.detach_reset ? lif_step_backward<kSurrogate, false, true, Approximate>(gs, h, carry, p)
-                              : lif_step_backward<kSurrogate, false, false, Approximate>(gs, h, carry, p);
-  }
+  Approximate carry = gv;
+  const Approximate gh = lif_step_backward<kSurrogate, Approximate>(gs, h, carry, p, variant.soft_reset,
+                                                                    variant.detach_reset);
   gv = carry.value;
   return gh.value;
 }
@@ -149,7 +133,7 @@ SNN_DEVICE void load_state(float (&v)[kWidth], const Operand& operand, int64_t a
 
 // Spikes, v_last and what else is asked for. Without spikes it only rebuilds checkpoints.
 template <class Storage, int kWidth>
-SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kForwardThreads, 6) lif_forward_kernel(SNN_GRID_CONSTANT ForwardArguments a) {
+SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kForwardThreads, 5) lif_forward_kernel(SNN_GRID_CONSTANT ForwardArguments a) {
   using A = ForwardArguments;
   using Element = typename Storage::Element;
   const LifParameters p = parameters_of(a.neuron);
@@ -182,7 +166,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kForwardThreads, 6) lif_forward_kernel(SNN_GRI
         SNN_UNROLL
         for (int i = 0; i < kWidth; ++i) {
           spikes[i] = h[i] >= p.v_threshold;
-          v[i] = reset(h[i], p, a.neuron.variant);
+          v[i] = lif_reset(h[i], p, a.neuron.variant.soft_reset);
         }
         Pack<Storage, kWidth> out;
         if (a.operand[A::kS].data != nullptr) {
@@ -254,7 +238,7 @@ SNN_DEVICE void recompute_chunk(float (&h)[kChunk][kWidth], float (&v)[kWidth], 
     if (first + u >= a.neuron.steps) break;
     charge_all(h[u], v, h[u], p, a.neuron.variant);
     SNN_UNROLL
-    for (int i = 0; i < kWidth; ++i) v[i] = reset(h[u][i], p, a.neuron.variant);
+    for (int i = 0; i < kWidth; ++i) v[i] = lif_reset(h[u][i], p, a.neuron.variant.soft_reset);
   }
 }
 
@@ -315,7 +299,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kBackwardThreads, kChunk == kBackwardChunk ? 3
             } else {
               SNN_UNROLL
               for (int i = 0; i < kWidth; ++i) {
-                v[i] = reset(h[part + u > 0 ? part + u - 1 : 0][i], p, a.neuron.variant);
+                v[i] = lif_reset(h[part + u > 0 ? part + u - 1 : 0][i], p, a.neuron.variant.soft_reset);
               }
             }
             tau_sum += tau_terms<Storage>(gh, v, a, p, at[A::kX], first + part + u);
@@ -382,7 +366,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kForwardThreads, 6) lif_packed_kernel(SNN_GRID
         SNN_UNROLL
         for (int i = 0; i < 8; ++i) {
           if (i < lanes && x[u][i] >= p.v_threshold) byte |= 1u << i;
-          v[i] = reset(x[u][i], p, a.neuron.variant);
+          v[i] = lif_reset(x[u][i], p, a.neuron.variant.soft_reset);
         }
         *place<uint8_t>(a.operand[A::kPacked], at[A::kPacked], first + u) = static_cast<uint8_t>(byte);
       }
