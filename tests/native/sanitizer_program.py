@@ -105,15 +105,23 @@ def run_packed(generator: torch.Generator) -> int:
     return count
 
 
+def run_large(generator: torch.Generator) -> int:
+    """Outputs past 8 MiB, which are written around the caches and on huge pages, in several blocks on two threads."""
+    torch.set_num_threads(2)
+    for dtype in DTYPES:
+        x = torch.randn(5, (9 << 20) // (5 * dtype.itemsize) + 3, generator=generator).to(dtype).requires_grad_()
+        s, v = lif(x, backend="cpp")
+        assert s.sum(dtype=torch.float64) > 0
+        (s.sum() + v.sum()).backward()
+    return len(DTYPES)
+
+
 def main() -> None:
     native.LIBRARY_PATH = Path(sys.argv[1])
     library = native.cpu_library()
     assert library.available, library.reason
     generator = torch.Generator().manual_seed(0)
-    counts = [run_lif(generator), run_raw(generator), run_packed(generator)]
-    torch.set_num_threads(2)
-    big = torch.randn(4, 300_001, generator=generator, requires_grad=True)  # several blocks on two threads
-    lif(big, backend="cpp")[0].sum().backward()
+    counts = [run_lif(generator), run_raw(generator), run_packed(generator), run_large(generator)]
     print("finished", library.isa, *counts)
 
 
