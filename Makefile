@@ -10,7 +10,7 @@ SPIKINGJELLY ?= spikingjelly>=2.0,<3
 BIN := $(VENV)/bin
 # Named after the torch that was asked for, so that another TORCH installs again.
 INSTALLED := $(VENV)/.installed-$(subst /,_,$(TORCH))
-SOURCES := $(wildcard kernels/*/*.cpp kernels/*/*.h) kernels/native/build.py
+SOURCES := $(wildcard kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh kernels/*/*.h) kernels/native/build.py
 
 .PHONY: demo test lint sanitize install clean
 demo: install

@@ -1,10 +1,12 @@
-"""Build of the native CPU library and the mapping of kernels/ and datasets/ under ``snn_core``.
+"""Build of the native libraries and the mapping of kernels/ and datasets/ under ``snn_core``.
 
-Everything declarative is in pyproject.toml. Without a C++ compiler or without torch's headers the package installs all
-the same and says what is missing; ``snn doctor`` repeats it, and ``python -m snn_core.kernels.native`` builds later.
+Everything declarative is in pyproject.toml. Without a C++ compiler, without nvcc or without torch's headers the package
+installs all the same and says what is missing; ``snn doctor`` repeats it, and ``python -m snn_core.kernels.native``
+builds later. ``SNN_BUILD_CUDA=0`` leaves the CUDA library out where nvcc is found.
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -44,8 +46,12 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension):
         native = load_build_script()
+        output = Path(self.get_ext_fullpath(extension.name))
+        if extension.name.endswith("_cuda"):
+            self.build_cuda(native, output)
+            return
         try:
-            native.build(Path(self.get_ext_fullpath(extension.name)))
+            native.build(output)
         except native.BuildError as error:
             print(
                 f"\nsnn-core: installing WITHOUT the native CPU library: {error}\n"
@@ -54,12 +60,22 @@ class BuildNative(build_ext):
                 file=sys.stderr,
             )
 
+    def build_cuda(self, native, output):
+        """Where nvcc is found; its absence is no fault of a machine without a GPU, so it takes one line."""
+        if os.environ.get("SNN_BUILD_CUDA") == "0":
+            print("snn-core: installing without the CUDA library: SNN_BUILD_CUDA=0", file=sys.stderr)
+            return
+        try:
+            native.build_cuda(output)
+        except native.BuildError as error:
+            print(f"snn-core: installing without the CUDA library: {error}", file=sys.stderr)
+
     def copy_extensions_to_source(self):
         native = load_build_script()
         for extension in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(extension.name)
             if built.is_file():
-                self.copy_file(str(built), str(native.LIBRARY_PATH))
+                self.copy_file(str(built), str(native.LIBRARY_PATH.with_name(built.name)))
 
 
 class PlatformWheel(bdist_wheel):
@@ -76,6 +92,6 @@ setup(
     package_data={
         "": ["*.h", "*.cpp", "*.cu", "*.cuh", "py.typed"],
     },
-    ext_modules=[Extension("snn_core.kernels.native._cpu", sources=[])],
+    ext_modules=[Extension(f"snn_core.kernels.native.{name}", sources=[]) for name in ("_cpu", "_cuda")],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

@@ -1,4 +1,4 @@
-"""``python -m snn_core.kernels.native``: build the native CPU library in place."""
+"""``python -m snn_core.kernels.native``: build the native libraries in place (CUDA where nvcc is found)."""
 
 from snn_core.kernels.native.build import main
 

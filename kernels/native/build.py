@@ -56,9 +56,8 @@ CUDA_HOST_SOURCES = ("lif/lif.cu", "spike_pack/spike_pack.cu")
 #: Compute capabilities with machine code in ``_cuda.so``; it runs on every later one of the same major version.
 CUDA_ARCHITECTURES = ("80", "90")
 #: ``--fmad=false``: spikes must be equal on every backend, so no multiplication and addition may be fused.
-CUDA_FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--compress-mode=size",
-              "-cudart=static", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
-
+CUDA_FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
+              "-Xfatbin=-compress-all", "-cudart=static", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
 NO_NVCC = "no CUDA compiler found (looked for $NVCC, $CUDA_HOME/bin/nvcc, nvcc, /usr/local/cuda/bin/nvcc)"
 
 
@@ -164,9 +163,10 @@ def build_cuda(
     # All from one PTX, of the oldest: the front end is half of the time, and the kernels need nothing newer.
     virtual = f"compute_{min(architectures, key=int)}"
     codes = ",".join([*(f"sm_{name}" for name in architectures), virtual])
-    compile_command = [nvcc, *CUDA_FLAGS, f"-gencode=arch={virtual},code=[{codes}]", *extra_flags]
+    target = f"-gencode=arch={virtual},code=[{codes}]"
+    compile_command = [nvcc, *CUDA_FLAGS, target, *extra_flags]
     return _compile_and_link(
-        output, include, [nvcc, "-shared", "-cudart=static", *extra_flags],
+        output, include, [nvcc, "-shared", "-cudart=static", target, *extra_flags],
         [([*compile_command, *macros], source) for source, macros in CUDA_KERNEL_SOURCES]
         + [([nvcc, "-x", "c++", *CUDA_FLAGS, *extra_flags], source) for source in CUDA_HOST_SOURCES],
     )  # fmt: skip
