@@ -98,7 +98,8 @@ void forward(const Tensor& x, const Tensor& s, const OptionalTensor& v0, const O
       state_operand(*out.v_last)};
   const int64_t steps = x.size(0);
   const Blocking blocking(geometry, kBlock);
-  const bool stream = large(s);
+  // In place the lines of x are in the caches already.
+  const bool stream = large(s) && s.data_ptr() != x.data_ptr();
   torch::stable::parallel_for(0, blocking.count, blocking.grain(steps), [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(3 * blocking.width);
     float* const v = scratch.data();

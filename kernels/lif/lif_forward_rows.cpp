@@ -13,21 +13,41 @@ namespace {
 constexpr int kTileSteps = 4;
 constexpr int kTileVectors = 4;
 
-// What is written of every step.
+// What is written of the elements from i on, in one step.
 template <bool kStream, class T>
 struct SpikeWriter {
   using Element = T;
-  template <class F>
-  static SNN_VECTOR_INLINE void write(T* row, int64_t i, F h, const LifParameters& p) {
-    store_spikes<kStream, F>(row + i, h >= p.v_threshold);
+  template <class F, int kVectors>
+  static SNN_VECTOR_INLINE void write(T* row, int64_t i, const F (&h)[kVectors], const LifParameters& p) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) {
+      store_spikes<kStream, F>(row + i + k * LaneTraits<F>::lanes, h[k] >= p.v_threshold);
+    }
   }
 };
 
 struct HistoryWriter {
   using Element = float;
-  template <class F>
-  static SNN_VECTOR_INLINE void write(float* row, int64_t i, F h, const LifParameters&) {
-    store<false>(row + i, h);
+  template <class F, int kVectors>
+  static SNN_VECTOR_INLINE void write(float* row, int64_t i, const F (&h)[kVectors], const LifParameters&) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) store<false>(row + i + k * LaneTraits<F>::lanes, h[k]);
+  }
+};
+
+// Eight spikes a byte; i and the number of elements are multiples of 8.
+struct BitWriter {
+  using Element = uint8_t;
+  template <class F, int kVectors>
+  static SNN_VECTOR_INLINE void write(uint8_t* row, int64_t i, const F (&h)[kVectors], const LifParameters& p) {
+    constexpr int count = kVectors * kLanes;
+    uint64_t word = 0;
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) {
+      word |= static_cast<uint64_t>(lane_bits(h[k] >= p.v_threshold)) << (k * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int byte = 0; byte < count / 8; ++byte) row[i / 8 + byte] = static_cast<uint8_t>(word >> (8 * byte));
   }
 };
 
@@ -36,29 +56,46 @@ template <class Body, class Writer, class F, int kVectors, int kSteps, class X>
 SNN_VECTOR_INLINE void advance(const X* x, int64_t x_stride, typename Writer::Element* out, int64_t out_stride,
                                float* v, int64_t i, const LifParameters& p) {
   constexpr int lanes = LaneTraits<F>::lanes;
-  F state[kVectors];
+  F state[kVectors], h[kVectors];
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k) state[k] = load<F>(v + i + k * lanes);
 #pragma GCC unroll 4
   for (int t = 0; t < kSteps; ++t) {
 #pragma GCC unroll 4
     for (int k = 0; k < kVectors; ++k) {
-      const F h = Body::charge(load<F>(x + t * x_stride + i + k * lanes), state[k], p);
-      Writer::template write<F>(out + t * out_stride, i + k * lanes, h, p);
-      state[k] = Body::reset(h, p);
+      h[k] = Body::charge(load<F>(x + t * x_stride + i + k * lanes), state[k], p);
+      state[k] = Body::reset(h[k], p);
     }
+    Writer::template write<F, kVectors>(out + t * out_stride, i, h, p);
   }
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k) store<false>(v + i + k * lanes, state[k]);
 }
 
 // One step of elements first .. n: what the tiles leave over.
-template <class Body, class Writer, class X>
-SNN_VECTOR_INLINE void advance_row(const X* x, typename Writer::Element* out, float* v, int64_t first, int64_t n,
+template <class Body, class Writer, class X, class Element>
+SNN_VECTOR_INLINE void advance_row(const X* x, Element* out, float* v, int64_t first, int64_t n,
                                    const LifParameters& p) {
   int64_t i = first;
   for (; i + kLanes <= n; i += kLanes) advance<Body, Writer, VectorF, 1, 1>(x, 0, out, 0, v, i, p);
   for (; i < n; ++i) advance<Body, Writer, float, 1, 1>(x, 0, out, 0, v, i, p);
+}
+
+// The same for bits, byte by byte.
+struct BitRest {};
+template <class Body, class Writer, class X>
+  requires __is_same(Writer, BitRest)
+SNN_VECTOR_INLINE void advance_row(const X* x, uint8_t* out, float* v, int64_t first, int64_t n,
+                                   const LifParameters& p) {
+  for (int64_t i = first; i < n; i += 8) {
+    uint32_t byte = 0;
+    for (int64_t j = 0; j < 8 && i + j < n; ++j) {
+      const float h = Body::charge(load<float>(x + i + j), v[i + j], p);
+      byte |= static_cast<uint32_t>(h >= p.v_threshold) << j;
+      v[i + j] = Body::reset(h, p);
+    }
+    out[i / 8] = static_cast<uint8_t>(byte);
+  }
 }
 
 template <class Body, class TileWriter, class RestWriter, class X>
@@ -80,7 +117,14 @@ SNN_VECTOR_INLINE void all_steps(const ForwardRows& r, LifParameters p) {
     }
   }
   for (; t < r.steps; ++t) {
-    advance_row<Body, RestWriter>(x + t * r.x_stride, out + t * r.out_stride, r.v, 0, r.n, p);
+    int64_t first = 0;
+    if constexpr (__is_same(RestWriter, BitRest)) {
+      for (; first < tiled; first += strip) {
+        advance<Body, TileWriter, VectorF, kTileVectors, 1>(x + t * r.x_stride, 0, out + t * r.out_stride, 0, r.v,
+                                                            first, p);
+      }
+    }
+    advance_row<Body, RestWriter>(x + t * r.x_stride, out + t * r.out_stride, r.v, first, r.n, p);
   }
 }
 
@@ -111,39 +155,9 @@ void history(const ForwardRows& r, const LifParameters& p) {
   all_steps<B, HistoryWriter, HistoryWriter, X>(r, p);
 }
 
-// Spikes of one step as bits, eight a byte.
-template <class B, class X>
-SNN_VECTOR_INLINE void bits_row(const X* x, uint8_t* out, float* v, int64_t n, const LifParameters& p) {
-  constexpr int group = kLanes < 8 ? 8 : kLanes;
-  int64_t i = 0;
-  for (; i + group <= n; i += group) {
-    uint32_t word = 0;
-    for (int k = 0; k < group / kLanes; ++k) {
-      const int64_t at = i + k * kLanes;
-      const VectorF h = B::charge(load<VectorF>(x + at), load<VectorF>(v + at), p);
-      word |= lane_bits(h >= p.v_threshold) << (k * kLanes);
-      store<false>(v + at, B::reset(h, p));
-    }
-    for (int byte = 0; byte < group / 8; ++byte) out[i / 8 + byte] = static_cast<uint8_t>(word >> (8 * byte));
-  }
-  for (; i < n; i += 8) {
-    uint32_t byte = 0;
-    for (int64_t j = 0; j < 8 && i + j < n; ++j) {
-      const float h = B::charge(load<float>(x + i + j), v[i + j], p);
-      byte |= static_cast<uint32_t>(h >= p.v_threshold) << j;
-      v[i + j] = B::reset(h, p);
-    }
-    out[i / 8] = static_cast<uint8_t>(byte);
-  }
-}
-
 template <class B, class X>
 void bits(const ForwardRows& r, const LifParameters& p) {
-  const LifParameters local = p;
-  for (int64_t t = 0; t < r.steps; ++t) {
-    bits_row<B>(static_cast<const X*>(r.x) + t * r.x_stride, static_cast<uint8_t*>(r.out) + t * r.out_stride, r.v, r.n,
-                local);
-  }
+  all_steps<B, BitWriter, BitRest, X>(r, p);
 }
 
 #define SNN_VARIANTS(kernel, X)                                                          \
