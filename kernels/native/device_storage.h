@@ -2,6 +2,11 @@
 // number allows: 4 float32 or 8 16-bit elements are one access of 16 bytes.
 #pragma once
 
+#include <cstddef>
+#if defined(SNN_EMULATED)
+#include <stdexcept>
+#endif
+
 #include "native/device.h"
 
 namespace snn_core {
@@ -18,6 +23,13 @@ SNN_DEVICE uint32_t bits_of_float(float value) {
   return __builtin_bit_cast(uint32_t, value);
 #else
   return __float_as_uint(value);
+#endif
+}
+
+// A GPU stops at a misaligned access; so does the emulation.
+SNN_DEVICE void check_aligned([[maybe_unused]] const void* address, [[maybe_unused]] size_t alignment) {
+#if defined(SNN_EMULATED)
+  if (reinterpret_cast<uintptr_t>(address) % alignment != 0) throw std::runtime_error("misaligned access");
 #endif
 }
 
@@ -85,8 +97,14 @@ struct Pack {
   };
   Words words;
 
-  SNN_DEVICE void load(const typename Storage::Element* source) { words = *reinterpret_cast<const Words*>(source); }
-  SNN_DEVICE void store(typename Storage::Element* target) const { *reinterpret_cast<Words*>(target) = words; }
+  SNN_DEVICE void load(const typename Storage::Element* source) {
+    check_aligned(source, alignof(Words));
+    words = *reinterpret_cast<const Words*>(source);
+  }
+  SNN_DEVICE void store(typename Storage::Element* target) const {
+    check_aligned(target, alignof(Words));
+    *reinterpret_cast<Words*>(target) = words;
+  }
   SNN_DEVICE void fill(typename Storage::Element element) {
     SNN_UNROLL
     for (int i = 0; i < kWords; ++i) {
