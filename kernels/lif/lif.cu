@@ -145,7 +145,8 @@ Tensor lif_inplace(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, d
 }
 
 // Sums the terms of the gradient of 1 / tau, `count` of them, into `result`.
-void launch_tau_sum(const Launcher& launch, const CudaLif& kernels, const Tensor& terms, int64_t count, const Tensor& result) {
+void launch_tau_sum(const Launcher& launch, const CudaLif& kernels, const Tensor& terms, int64_t count,
+                    const Tensor& result) {
   const Tensor sums = empty_strided(terms, {kTauSums}, {1}, ScalarType::Double);
   const TauSumArguments a{static_cast<const double*>(terms.data_ptr()), count, static_cast<double*>(sums.data_ptr()),
                           static_cast<float*>(result.data_ptr())};

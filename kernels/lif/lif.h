@@ -49,7 +49,8 @@ SNN_INLINE void apply_reciprocal_tau(LifParameters& p, bool decay_input, float v
 // Functions with flags are for kernels whose options are run-time values, equal for a whole launch (CUDA: selects
 // instead of a body for each combination). The templates call them with constants.
 
-// The charge step. `divide` divides by tau; otherwise it multiplies by reciprocal_tau (equal when tau is a power of two).
+// The charge step. `divide` divides by tau; otherwise it multiplies by reciprocal_tau (equal when tau is a power of
+// two).
 template <class F>
 SNN_INLINE F lif_charge(F x, F v, const LifParameters& p, bool decay_input, bool divide) {
   const F leak = v - p.v_reset;

@@ -243,9 +243,10 @@ SNN_DEVICE void recompute_chunk(float (&h)[kChunk][kWidth], float (&v)[kWidth], 
 }
 
 // kChunk is kBackwardChunk, or kShortChunk where that is the whole sequence. 3 blocks a multiprocessor leave 168
-// registers a thread: 64 for h, 32 for grad_s, and no spills.
+// registers a thread: 64 for h, 32 for grad_s, and no spills (4 blocks spilled).
 template <class Storage, int kWidth, int kSurrogate, int kChunk>
-SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kBackwardThreads, kChunk == kBackwardChunk ? 3 : 6) lif_backward_kernel(SNN_GRID_CONSTANT BackwardArguments a) {
+SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kBackwardThreads, kChunk == kBackwardChunk ? 3 : 6)
+    lif_backward_kernel(SNN_GRID_CONSTANT BackwardArguments a) {
   using A = BackwardArguments;
   using Element = typename Storage::Element;
   constexpr int kAhead = kGradientChunk < kChunk ? kGradientChunk : kChunk;
