@@ -72,6 +72,8 @@ def why_not(node: Any) -> str:
     base = next((kind for kind in NEURONS if isinstance(node, kind)), None)
     if base is None:
         return f"{type(node).__name__} has other dynamics than IFNode, LIFNode and ParametricLIFNode"
+    if torch.nn.utils.parametrize.is_parametrized(node):
+        return "is parametrized (torch.nn.utils.parametrize)"
     changed = [
         name
         for cls in type(node).__mro__
@@ -84,8 +86,6 @@ def why_not(node: Any) -> str:
         return f"{type(node).__name__} overrides {', '.join(sorted(set(changed)))} of {base.__name__}"
     if list(node._memories) != ["v"]:
         return f"has the memories {', '.join(node._memories)} where {base.__name__} has v alone"
-    if torch.nn.utils.parametrize.is_parametrized(node):
-        return "is parametrized (torch.nn.utils.parametrize)"
     options = kernel_options(node)
     if isinstance(options, str):
         return options

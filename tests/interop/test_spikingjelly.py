@@ -120,9 +120,11 @@ def test_state_is_kept_as_spikingjelly_keeps_it() -> None:
     assert torch.equal(net(currents(4, 2, 30)), first)
     net(currents(4, 5, 30))  # another batch size starts from the reset value, without a call of reset
     assert net[0].v.shape == (5, 30)
-    slow, fast = pair(neuron.LIFNode(step_mode="m"))
-    slow.v = fast.v = 0.8
-    assert torch.equal(slow(currents(3, 9)), fast(currents(3, 9)))
+    for number in (0.8, 0.0):  # set by hand, and not the reset value
+        slow, fast = pair(neuron.LIFNode(v_reset=-0.4, step_mode="m"))
+        slow.v = fast.v = number
+        assert torch.equal(slow(currents(3, 90)), fast(currents(3, 90)))
+        assert torch.equal(slow.v, fast.v)
 
 
 def test_functional_tools_work() -> None:
