@@ -16,18 +16,20 @@ needs_native = pytest.mark.skipif(not cpu_library().available, reason=f"native l
 
 PROGRAM = """
 import hashlib, itertools, torch
-from snn_core.kernels import lif
+from snn_core.kernels import lif, pack_spikes, unpack_spikes
 from snn_core.kernels.native import cpu_library
 digest = hashlib.sha256()
 generator = torch.Generator().manual_seed(0)
-for dtype, surrogate, v_reset, detach in itertools.product(
-    (torch.float32, torch.bfloat16), ("atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid"), (0.0, None),
-    (True, False)):
+surrogates = ("atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid")
+for dtype, surrogate, v_reset, detach, learn in itertools.product(
+    (torch.float32, torch.bfloat16, torch.float16), surrogates, (0.0, None), (True, False), (True, False)):
     x = (torch.randn(7, 1003, generator=generator) * 2).to(dtype).requires_grad_()
-    q = torch.tensor(0.3, requires_grad=True)
-    s, v = lif(x, reciprocal_tau=q, v_reset=v_reset, detach_reset=detach, surrogate=surrogate, backend="cpp")
+    q = torch.tensor(0.3, requires_grad=True) if learn else None
+    s, v = lif(x, tau=3.0, reciprocal_tau=q, v_reset=v_reset, detach_reset=detach, surrogate=surrogate, backend="cpp")
     (s.sum() + v.square().sum()).backward()
-    for t in (s, v, x.grad, q.grad):
+    packed, _ = lif(x.detach(), tau=3.0, v_reset=v_reset, pack_spikes_dim=-1, backend="cpp")
+    again = pack_spikes(unpack_spikes(packed, 1003, dtype=dtype, backend="cpp"), backend="cpp")
+    for t in (s, v, x.grad, packed, again, *([q.grad] if learn else [])):
         digest.update(t.detach().float().numpy().tobytes())
 print(cpu_library().isa, digest.hexdigest())
 """
