@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -39,7 +40,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "snn_core": snn_core.__version__,
         "native_isa": cpu_library().isa or "none",
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -52,12 +53,14 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """What git calls this checkout; "unknown" without git or outside a repository."""
     folder = Path(__file__).resolve().parent
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        return result.stdout.strip() or "unknown"
+    return "unknown"
 
 
 def code_version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from torch import Tensor
 MEMORY_SHARE = 0.85
 #: Neurons at either end of a large cell whose results are compared, where those of all do not fit.
 CHECKED_ENDS = 65_536
+#: How often the host's clock is read, beside the device's, on CUDA.
+HOST_REPEATS = 7
 #: Of the spikes, how many may differ before a contender is not counted: a compiler may round ``h`` differently.
 DIFFERING_SPIKES = 1e-4
 
@@ -150,23 +153,53 @@ def time_cell(steps: int, neurons: int, dtype: torch.dtype, settings: Settings) 
             continue
         try:
             expected = _check(task, expected, report[contender.name], settings)
-        except Exception as error:  # a peer that fails in one cell is reported there; ours too, as a failure
-            report[contender.name]["skipped"] = f"{type(error).__name__}: {error}"[:300]
-        if "skipped" not in report[contender.name]:
+        except Exception as error:  # whoever fails in one cell is reported there, and the others go on
+            report[contender.name] |= why(error)
+        if not report[contender.name].keys() & {"skipped", "failed"}:
             tasks[contender.name] = task
         _free()
     checked = expected.neurons if expected else 0
     del expected
+
+    def failed(name: str, error: Exception) -> None:
+        report[name] |= why(error)
+
+    runs = {name: task.once for name, task in tasks.items()}
     with torch.compiler.set_stance("fail_on_recompile"):
-        times = interleave({name: task.once for name, task in tasks.items()}, settings.repeats, settings.seconds)
+        times = interleave(runs, settings.repeats, settings.seconds, failed=failed)
     bandwidth = 2 * inputs[0].nbytes / copy
     limits = _limits(steps * neurons * itemsize, bandwidth)
     for name, stages in times.items():
         report[name] |= _figures(stages, limits)
+    if device.type == "cuda":
+        for name, milliseconds in _host_milliseconds({name: tasks[name] for name in times}, settings).items():
+            report[name]["host_ms"] = milliseconds
     return {
         "copy_ms": copy * 1e3, "copy_gigabytes_per_second": bandwidth / 1e9, "checked_neurons": checked,
         "limit_ms": {key: seconds * 1e3 for key, seconds in limits.items()}, "contenders": report,
     } | summarise(report)  # fmt: skip
+
+
+def why(error: BaseException) -> dict[str, str]:
+    """``skipped`` where there was not enough memory, else ``failed``, with the reason."""
+    text = f"{type(error).__name__}: {error}"
+    # torch says it with a RuntimeError of many texts, a compiler that it started with those of its own.
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(
+        r"out of memory|(can't|cannot|failed to) allocate|not enough memory|bad_alloc|memory exhausted", text, re.I
+    )
+    return {"skipped" if memory else "failed": text[:300]}
+
+
+def _host_milliseconds(tasks: dict[str, Task], settings: Settings) -> dict[str, dict[str, float]]:
+    """What a caller waits for, launches included: the host's clock, the device idle before and after each stage."""
+    for task in tasks.values():
+        task.clock = Clock(settings.device, host=True)
+    times = interleave({name: task.once for name, task in tasks.items()}, HOST_REPEATS, settings.seconds / 4)
+
+    def by_name(stages: Stages) -> dict[str, float]:
+        return {key: 1e3 * seconds for key, seconds in zip(("forward", "backward"), stages, strict=False)}
+
+    return {name: by_name(medians(stages)) for name, stages in times.items()}
 
 
 def _limits(sequence_bytes: int, bandwidth: float) -> dict[str, float]:
@@ -278,8 +311,9 @@ def summarise(report: dict[str, Any]) -> dict[str, Any]:
         kind = entry.get("kind")
         if "both_ms" in entry and (kind not in best or entry["both_ms"] < report[best[kind]]["both_ms"]):
             best[kind] = name
-    our = next((name for name, entry in report.items() if entry.get("kind") == "ours" and "both_ms" in entry), None)
-    if our is None:
+    # The first one that is there is what users get; where it failed, another of ours is not shown in its place.
+    our = next((name for name, entry in report.items() if entry.get("kind") == "ours"), None)
+    if our is None or "both_ms" not in report[our]:
         return {"best": best, "ours": None, "ratio": {}}
     ratios = {kind: report[name]["both_ms"] / report[our]["both_ms"] for kind, name in best.items() if kind != "ours"}
     return {"best": best, "ours": our, "ratio": ratios}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import resource
@@ -18,41 +19,73 @@ from torch import Tensor
 
 ROTATION_BYTES = 256 << 20  # more than the L2 cache of any GPU
 QUICK_SECONDS = 0.2
+#: How long the device is kept busy before a timed call, so that Python is ahead of it when the first kernel starts.
+HEAD_START_SECONDS = 300e-6
 Stages = tuple[float, ...]
 
 
 class Clock:
-    """Times consecutive stages of one call: the host clock on the CPU, events on CUDA."""
+    """Times consecutive stages of one call: the host clock on the CPU, events on CUDA.
 
-    def __init__(self, device: torch.device) -> None:
+    On CUDA the call is queued behind a kernel that only waits, so that the events measure the device and not how
+    quickly Python launches (calls that take Python longer than HEAD_START_SECONDS still wait for it). With ``host`` the
+    host's clock is read with the device idle at every border: what a caller waits for, launches included.
+    """
+
+    def __init__(self, device: torch.device, host: bool = False) -> None:
         self.cuda = device.type == "cuda"
+        self.host = host or not self.cuda
         self.marks: list[Any] = []
 
     def mark(self) -> None:
         """The border of a stage."""
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
+        if self.host:
+            if self.cuda:
+                torch.cuda.synchronize()
             self.marks.append(time.perf_counter())
+            return
+        if not self.marks:
+            torch.cuda._sleep(head_start_cycles())
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.marks.append(event)
 
     def stages(self) -> Stages:
         """Seconds between the marks; forgets them."""
         marks, self.marks = self.marks, []
-        if not self.cuda:
+        if self.host:
             return tuple(after - before for before, after in itertools.pairwise(marks))
         marks[-1].synchronize()
         return tuple(before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks))
 
 
+@functools.cache
+def head_start_cycles() -> int:
+    """Cycles of the device's clock in HEAD_START_SECONDS, measured when 50 ms of work have raised the clock."""
+    cycles = 2_000_000
+    seconds = []
+    for _ in range(50):
+        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before.record()
+        torch.cuda._sleep(cycles)
+        after.record()
+        after.synchronize()
+        seconds.append(before.elapsed_time(after) / 1e3)
+    return int(cycles * HEAD_START_SECONDS / statistics.median(seconds[-10:]))
+
+
 def interleave(
-    runs: Mapping[str, Callable[[], Stages]], repeats: int, seconds: float, minimum: int = 3
+    runs: Mapping[str, Callable[[], Stages]],
+    repeats: int,
+    seconds: float,
+    minimum: int = 3,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[Stages]]:
     """Stage times of every contender, one call of each in turn, so that a slow spell of the machine hits all alike.
 
     A contender leaves the round after ``repeats`` calls that took QUICK_SECONDS in total (quick ones are called more
-    often, at most 20 times ``repeats``), or after ``seconds`` in total and at least ``minimum`` calls.
+    often, at most 20 times ``repeats``), or after ``seconds`` in total and at least ``minimum`` calls. One that raises
+    is told to ``failed``, has no times, and does not stop the others; without ``failed`` its exception goes on.
     """
     times: dict[str, list[Stages]] = {name: [] for name in runs}
     spent = dict.fromkeys(runs, 0.0)
@@ -60,7 +93,14 @@ def interleave(
     while active:
         for name, run in list(active.items()):
             began = time.perf_counter()
-            times[name].append(run())
+            try:
+                times[name].append(run())
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del active[name], times[name]
+                continue
             spent[name] += time.perf_counter() - began
             done = len(times[name])
             enough = spent[name] > QUICK_SECONDS or done >= 20 * repeats
