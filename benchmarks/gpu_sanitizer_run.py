@@ -27,6 +27,7 @@ def main() -> int:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     backends = arguments.backends or kernels(device)
+    print(f"backends: {backends}", flush=True)
     cases = [
         Case(1, (1,)),
         Case(5, (3, 77)),
@@ -40,7 +41,7 @@ def main() -> int:
         for case in cases:
             execute(case, case.inputs(), device, backend)
         with torch.no_grad():
-            x = torch.randn(5, 3, 77, device=device)
+            x = torch.randn(5, 3, 77).to(device)
             packed, _ = lif(x, backend=backend, pack_spikes_dim=2)
             lif(x, backend=backend, inplace=True)
             unpack_spikes(pack_spikes(x, 2, backend=backend), 77, 2, backend=backend)

@@ -97,6 +97,8 @@ _LIF_LEGEND = (
     "x: times as long as ours. Spikes of SpikingJelly and the loops are equal unless a number of differing ones is "
     "given; the other libraries solve equations of their own. In n slices: the whole does not fit into memory."
 )
+#: Of these the fastest is shown; how their names begin.
+_KINDS = {"spikingjelly": "SpikingJelly", "compiled": "compiled loop", "loop": "plain loop"}
 _OTHERS = ("snnTorch Leaky", "norse LIF", "sinabs LIF")
 
 
@@ -108,23 +110,42 @@ def _lif_cells(cells: list[dict[str, Any]]) -> str:
             rows.append([*row, cell.get("skipped") or cell.get("failed") or "no backend of ours ran"])
             continue
         ours = cell["contenders"][cell["ours"]]
-        best = [cell["best"].get(kind) for kind in ("spikingjelly", "compiled", "loop")]
-        row += [f"{ours['both_ms']:.2f}", f"{ours['of_limit']['both']:.2f}"]
-        rows.append(row + [_times(cell, name) for name in (*best, *_OTHERS)])
+        row += [cell["ours"].removeprefix("snn_core "), f"{ours['both_ms']:.2f}", f"{ours['of_limit']['both']:.2f}"]
+        rows.append(row + [_times(cell, name) for name in (*_KINDS, *_OTHERS)])
     peers = ["SpikingJelly x", "best compiled loop x", "plain loop x", "snnTorch x", "norse x", "sinabs x"]
-    header = ["T", "neurons", "dtype", "snn_core ms", "of limit", *peers]
+    header = ["T", "neurons", "dtype", "backend", "snn_core ms", "of limit", *peers]
     return _table(header, [row + [""] * (len(header) - len(row)) for row in rows])
 
 
-def _times(cell: dict[str, Any], name: str | None) -> str:
-    """How many times as long as ours, with what a reader must know of it."""
-    entry = cell["contenders"].get(name, {})
-    if "both_ms" not in entry:
-        return "-"
+def _times(cell: dict[str, Any], who: str) -> str:
+    """How many times as long as ours a contender, or the best of a kind, takes, with what a reader must know of it."""
+    entry = cell["contenders"].get(cell["best"].get(who, who), {})
+    if "both_ms" not in entry or cell["ours"] is None:
+        beginning = _KINDS.get(who, who)
+        return _reason([one for name, one in cell["contenders"].items() if name.startswith(beginning)])
     text = f"{entry['both_ms'] / cell['contenders'][cell['ours']]['both_ms']:.1f}"
     if "slices" in entry:
         text += f" (in {entry['slices']} slices)"
     return text + (f" ({entry['spikes_differ']} spikes differ)" if entry.get("spikes_differ") else "")
+
+
+#: What the reason of one that was left out holds -> how the tables say it.
+_REASONS = {
+    r"bytes needed|bytes are available|emory|allocate|bad_alloc": "memory",
+    r"s a call, .* allowed": "too slow",
+    r"spikes differ": "spikes differ",
+    r"No module|ImportError|NotFound": "not installed",
+}
+
+
+def _reason(entries: list[dict[str, Any]]) -> str:
+    """Why there is no figure: of several forms, what the first one says."""
+    for entry in entries:
+        if "failed" in entry:
+            return "failed"
+        if "skipped" in entry:
+            return next((word for text, word in _REASONS.items() if re.search(text, entry["skipped"])), "skipped")
+    return "-"
 
 
 def _lif_memory(cells: list[dict[str, Any]]) -> str:
@@ -171,18 +192,44 @@ def open_neuromorphic(result: dict[str, Any]) -> str:
 def gpu(result: dict[str, Any]) -> str:
     """LIF cells of the GPU suite: both of our backends, the limit, and the others."""
     rows = []
-    for cell in result.get("lif", {}).get("cells", []):
+    for cell in [*result.get("lif", {}).get("cells", []), *result.get("grid", {}).get("cells", [])]:
         row = [str(cell["T"]), f"{cell['N']:,}", cell["dtype"]]
         if "contenders" not in cell:
-            rows.append([*row, cell.get("skipped") or cell.get("failed", ""), "", "", "", "", ""])
+            rows.append([*row, cell.get("skipped") or cell.get("failed", ""), "", "", "", "", "", ""])
             continue
         for backend in ("cuda", "triton"):
             entry = cell["contenders"].get(f"snn_core {backend}", {})
             timed = "both_ms" in entry
-            row += [f"{entry['both_ms']:.3f}" if timed else "-", f"{entry['of_limit']['both']:.2f}" if timed else "-"]
-        rows.append(row + [_times(cell, cell["best"].get(kind)) for kind in ("spikingjelly", "compiled")])
-    header = ["T", "neurons", "dtype", "CUDA ms", "of limit", "Triton ms", "of limit", "SpikingJelly x", "compiled x"]
-    return _table(header, rows)
+            row += [
+                f"{entry['both_ms']:.3f}" if timed else _reason([entry]),
+                f"{entry['of_limit']['both']:.2f}" if timed else "-",
+            ]
+        rows.append(row + [_times(cell, kind) for kind in _KINDS])
+    header = ["T", "neurons", "dtype", "CUDA ms", "of limit", "Triton ms", "of limit"]
+    text = _table([*header, "SpikingJelly x", "compiled x", "plain loop x"], rows)
+    weighed = result.get("memory", {}).get("cells", [])
+    return text + ("\n\n" + _lif_memory(weighed) if weighed else "")
+
+
+def accelerate(result: dict[str, Any]) -> str:
+    """A training step of SpikingJelly's networks before and after accelerate(), and the neurons' share of it."""
+    rows = [
+        [
+            cell["network"],
+            str(cell["T"]),
+            str(cell["batch"]),
+            f"{cell['side']} x {cell['side']}",
+            f"{cell['before_ms']:.0f}",
+            f"{cell['after_ms']:.0f}",
+            f"{cell['speedup']:.2f}",
+            f"{100 * cell['before_neurons_share']:.0f} → {100 * cell['after_neurons_share']:.0f}",
+            f"{cell['neurons_speedup']:.1f}",
+            "equal" if cell["logits_equal"] else "differ",
+        ]
+        for cell in result["cells"]
+    ]
+    header = ["network", "T", "batch", "image", "step before ms", "after ms", "times as fast"]
+    return _table([*header, "neurons % of the step", "neurons, times as fast", "logits"], rows)
 
 
 #: Block name in README -> result file and how it is shown.
@@ -191,12 +238,13 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "distillation": ("distillation_nmnist.json", distillation),
     "lif": ("lif_cpu.json", lif),
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
+    "accelerate": ("accelerate_cpu.json", accelerate),
     "gpu": ("gpu_nvidia_h200.json", gpu),
 }
 
 
 def render(text: str) -> str:
-    """README's text with every block rewritten. A block without a result file says that it was not measured."""
+    """README's text with every block rewritten. Without a result file it says that nothing was measured."""
     for block, (name, show) in BLOCKS.items():
         path = RESULTS / name
         body = "Not yet measured."
@@ -205,7 +253,7 @@ def render(text: str) -> str:
             body = show(result) + _source(result, name)
         pattern = rf"(<!-- results: {block} -->\n).*?(\n<!-- end -->)"
         text, count = re.subn(pattern, lambda match, body=body: match[1] + body + match[2], text, flags=re.DOTALL)
-        if count != 1:
+        if count > 1 or (count == 0 and path.is_file()):
             raise SystemExit(f"README.md must hold the block '<!-- results: {block} -->' once, found {count}")
     return text
 
