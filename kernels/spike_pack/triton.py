@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from snn_core.kernels.lif.schema import packed_size
+from snn_core.kernels.lif.schema import dense_strides, packed_size
 from snn_core.kernels.native.triton_launch import (
     Config,
     aligned,
@@ -115,9 +115,15 @@ def _run(kernel: Any, s: Tensor, packed: Tensor, dim: int) -> bool:
     return True
 
 
+def _resized_like(like: Tensor, size: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """Dense, with the dimensions in the order of those of ``like``: what the other backends give."""
+    shape = [size if d == dim else extent for d, extent in enumerate(like.shape)]
+    return like.new_empty_strided(shape, dense_strides(shape, like.stride()), dtype=dtype)
+
+
 def spike_pack_triton(s: Tensor, dim: int) -> Tensor:
     """``snn_core::spike_pack_triton``."""
-    packed = torch.empty_like(s.narrow(dim, 0, packed_size(s.shape[dim])), dtype=torch.uint8)
+    packed = _resized_like(s, packed_size(s.shape[dim]), dim, torch.uint8)
     if packed.numel() > 0 and not _run(pack_kernel, s, packed, dim):
         packed.copy_(spike_pack_triton(s.contiguous(), dim))
     return packed
@@ -125,10 +131,7 @@ def spike_pack_triton(s: Tensor, dim: int) -> Tensor:
 
 def spike_unpack_triton(packed: Tensor, size: int, dim: int, dtype: torch.dtype) -> Tensor:
     """``snn_core::spike_unpack_triton``."""
-    order = sorted(range(packed.ndim), key=lambda d: packed.stride(d), reverse=True)
-    shape = [size if d == dim else packed.shape[d] for d in order]
-    inverse = sorted(range(packed.ndim), key=lambda d: order[d])
-    s = packed.new_empty(shape, dtype=dtype).permute(inverse)
+    s = _resized_like(packed, size, dim, dtype)
     if s.numel() > 0 and not _run(unpack_kernel, s, packed, dim):
         s.copy_(spike_unpack_triton(packed.contiguous(), size, dim, dtype))
     return s

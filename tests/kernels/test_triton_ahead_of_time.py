@@ -151,6 +151,9 @@ def disassemble(kernel: Any, folder: Path) -> Compiled:
     ]
     usage = re.search(r"REG:(\d+) STACK:(\d+)", dumps[1])
     assert usage is not None, dumps[1]
+    # Nothing is asserted of an empty text.
+    assert re.search(r"\bEXIT\b", dumps[0]), dumps[0]
+    assert ".entry" in kernel.asm["ptx"]
     return Compiled(kernel.asm["ptx"], dumps[0], int(usage[2]), int(usage[1]))
 
 
@@ -186,10 +189,12 @@ def test_reads_and_writes_vectors(name: str, cc: int, compiled: Callable[..., Co
     code = compiled(name, cc)
     half = name in ("backward_chunks_float16", "backward_learned_tau")  # half a vector a thread: see triton.py
     width = r"\.64" if half else r"\.128"
+    loads, stores = code.count(r"LDG\."), code.count(r"STG\.")
+    assert min(loads, stores) > 0
     if name != "unpack":  # reads a byte a thread
-        assert code.count(rf"LDG\.E\S*{width}") >= min(4, code.count(r"LDG\."))
+        assert code.count(rf"LDG\.E\S*{width}") >= min(4, loads)
     if name not in ("pack", "packed_last", "packed_channels"):  # these write bytes
-        assert code.count(rf"STG\.E\S*{width}") >= min(4, code.count(r"STG\."))
+        assert code.count(rf"STG\.E\S*{width}") >= min(4, stores)
 
 
 def test_what_is_not_aligned_is_read_by_elements(compiled: Callable[..., Compiled]) -> None:
@@ -243,6 +248,36 @@ def test_another_class_compiles_its_own() -> None:
         forward(zeros(4, WIDTH)), forward(zeros(64, 8, 1024).transpose(0, 1)), forward(zeros(8, WIDTH), DIVIDE),
     ]  # fmt: skip
     assert len({launch.key() for launch in launches}) == len(launches)
+
+
+STRIDED: dict[str, Callable[[], Tensor]] = {
+    "contiguous": lambda: zeros(3, 16, 5),
+    "transposed": lambda: zeros(3, 5, 16).transpose(1, 2),
+    "channels_last": lambda: zeros(2, 16, 3, 3).contiguous(memory_format=torch.channels_last),
+    "sliced": lambda: zeros(4, 2, 16)[:, :, ::2],
+    "expanded": lambda: zeros(1, 16).expand(4, 16),
+}
+
+
+@pytest.mark.parametrize("name", list(STRIDED))
+def test_packed_and_unpacked_spikes_lie_as_their_fakes_say(name: str) -> None:
+    """Which is how the other backends lay them; only launches are recorded, so the values are anything."""
+
+    def made(operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        results: list[Tensor] = []
+        record(lambda: results.append(operator(*arguments)))
+        return results[0]
+
+    s = STRIDED[name]()
+    meta = torch.empty_strided(s.shape, s.stride(), device="meta")
+    for dim in range(s.ndim):
+        size = s.shape[dim]
+        packed = made(pack_module.spike_pack_triton, s, dim)
+        unpacked = made(pack_module.spike_unpack_triton, packed, size, dim, torch.float32)
+        packed_meta = torch.ops.snn_core.spike_pack_triton(meta, dim)
+        unpacked_meta = torch.ops.snn_core.spike_unpack_triton(packed_meta, size, dim, torch.float32)
+        assert (packed.shape, packed.stride()) == (packed_meta.shape, packed_meta.stride())
+        assert (unpacked.shape, unpacked.stride()) == (unpacked_meta.shape, unpacked_meta.stride())
 
 
 def test_walk_visits_every_element_once() -> None:
