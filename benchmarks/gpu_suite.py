@@ -34,8 +34,8 @@ ROOT = source_tree.ROOT
 Report = dict[str, Any]
 #: The parts in their order, and the seconds that each may take; the last one may take what is left, too.
 SHARES = {
-    "environment": 35, "build": 100, "check": 60, "lif": 75, "tests": 50, "sanitizer": 50, "memory": 15,
-    "launches": 15, "open_neuromorphic": 30, "training_step": 15, "grid": 60,
+    "environment": 30, "build": 100, "check": 70, "lif": 90, "tests": 50, "sanitizer": 50, "memory": 15,
+    "launches": 15, "open_neuromorphic": 30, "training_step": 15, "grid": 50,
 }  # fmt: skip
 #: Needed in every run, though they were done in an earlier one: a machine may be new.
 ALWAYS = ("environment", "build")
@@ -110,7 +110,7 @@ def run_part(command: list[str], seconds: float, before: Report, changed: Callab
         entry: Report = json.loads(file.read_text())
     if ended.code != 0:
         entry.setdefault("failed", ended.how)
-        entry["output"] = ended.tail
+        entry["output"] = ended.tail[-3000:]
     return entry | {"part_seconds": round(ended.seconds, 2)}
 
 

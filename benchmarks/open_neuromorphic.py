@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, Cell, code_version, run_cells, write_result
-from lif_cell import Settings, why
+from lif_cell import HOST_REPEATS, Settings, why
 from lif_contenders import Contender, contenders, version
 from measure import Clock, Stages, interleave, limit_address_space, medians, peak_bytes
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def time_task(shape: Shape, settings: Settings) -> dict[str, Any]:
     report: dict[str, Any] = {name: {"skipped": reason} for name, reason in missing.items()}
     report |= compare(linear, x, found, clock)
 
-    def once(run: Callable[[Tensor], Tensor]) -> Stages:
+    def once(run: Callable[[Tensor], Tensor], clock: Clock = clock) -> Stages:
         return call(linear, run, x, clock)[0]
 
     def failed(name: str, error: Exception) -> None:
@@ -107,6 +107,12 @@ def time_task(shape: Shape, settings: Settings) -> dict[str, Any]:
         both = medians([(sum(pair),) for pair in stages])[0]
         figures = {"forward_ms": forward * 1e3, "backward_ms": backward * 1e3, "both_ms": both * 1e3}
         report[name] = report.get(name, {}) | figures | {"repeats": len(stages)}
+    if device.type == "cuda":  # what a caller waits for, launches included
+        waiting = {name: functools.partial(runs[name], clock=Clock(device, host=True)) for name in times}
+        for name, stages in interleave(waiting, HOST_REPEATS, settings.seconds / 4, failed=failed).items():
+            report[name]["host_ms"] = dict(
+                zip(("forward", "backward"), (1e3 * s for s in medians(stages)), strict=True)
+            )
     return {"device": device.type, "contenders": report}
 
 

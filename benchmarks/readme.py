@@ -207,6 +207,7 @@ def gpu(result: dict[str, Any]) -> str:
         rows.append(row + [_times(cell, kind) for kind in _KINDS])
     header = ["T", "neurons", "dtype", "CUDA ms", "of limit", "Triton ms", "of limit"]
     text = _table([*header, "SpikingJelly x", "compiled x", "plain loop x"], rows)
+    text += "\n\nForward plus backward; the device's time, without Python's launches (with them: host_ms in the JSON)."
     weighed = result.get("memory", {}).get("cells", [])
     return text + ("\n\n" + _lif_memory(weighed) if weighed else "")
 

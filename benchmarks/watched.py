@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-TAIL = 3000
+#: Bytes of the output that are kept; its reports show less, but the cause may stand far before the end.
+TAIL = 20_000
 #: Between the request to end and the end by force; a part passes the request on to what it started.
 GRACE_SECONDS = 3.0
 
