@@ -102,7 +102,8 @@ def run_part(command: list[str], seconds: float, before: Report, changed: Callab
             now = file.stat()
             if (now.st_mtime_ns, now.st_ino) != (read.st_mtime_ns, read.st_ino):
                 read = now
-                changed(json.loads(file.read_text()))
+                # Should this process be ended now, the next one must know that there is more to do.
+                changed({"left_out": "not finished"} | json.loads(file.read_text()))
 
         # The part is to end by itself a little before it is stopped.
         ends = time.time() + seconds - 4

@@ -141,7 +141,7 @@ def time_cell(steps: int, neurons: int, dtype: torch.dtype, settings: Settings) 
         return {"skipped": f"needs {need:.3g} bytes, {available_bytes(device):.3g} are available"}
     torch._dynamo.reset()
     inputs, gradients = inputs_of(steps, neurons, dtype, device)
-    copy = copy_seconds(inputs, min(settings.repeats, 5))
+    copy = copy_seconds(inputs, settings.repeats if device.type == "cuda" else min(settings.repeats, 5))
     everyone, missing = contenders(device, dtype, steps, settings.unroll, settings.groups)
     report: dict[str, Any] = {name: {"skipped": reason} for name, reason in missing.items()}
     expected: Expected | None = None

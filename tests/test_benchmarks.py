@@ -95,7 +95,13 @@ def test_gpu_suite_outlives_its_parts(tmp_path: Path) -> None:
         gpu_suite.SHARES = {name: 3.0 if name == "lif" else 60.0 for name in programs}
         gpu_suite.LEAST_SECONDS = 1.0
         command = lambda name: [sys.executable, "-c", programs[name]]
+        saved, save = [], gpu_suite.save
+        def remember(report, path):
+            saved.append(report.get("lif"))
+            save(report, path)
+        gpu_suite.save = remember
         gpu_suite.run(list(programs), {"environment": {}}, path, time.monotonic() + 200, command)
+        assert {"cells": [1], "left_out": "not finished"} in saved, saved  # while it ran
         first = json.loads(path.read_text())
         gpu_suite.run(["sanitizer"], first, path, time.monotonic(), command)
     """
