@@ -85,7 +85,8 @@ def test_gpu_suite_outlives_its_parts(tmp_path: Path) -> None:
     program = """
         import json, pathlib, sys, time, gpu_suite
         path = pathlib.Path(sys.argv[1])
-        tell = "import sys; file = open(sys.argv[2], 'w'); file.write('{\\"cells\\": [1]}'); file.close(); "
+        tell = "import os, sys; open(sys.argv[2] + '.new', 'w').write('{\\"cells\\": [1]}'); "
+        tell += "os.replace(sys.argv[2] + '.new', sys.argv[2]); "
         programs = {
             "build": "print('no compiler'); raise SystemExit(1)",
             "check": "import os; print('illegal access', flush=True); os.abort()",
