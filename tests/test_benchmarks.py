@@ -112,8 +112,7 @@ def test_gpu_suite_outlives_its_parts(tmp_path: Path) -> None:
     assert report["check"]["failed"] == "ended with exit code -6"
     assert "illegal access" in report["check"]["output"]
     assert report["lif"]["failed"].startswith("stopped after")
-    assert report["lif"]["cells"] == [1]
-    assert report["tests"]["cells"] == [1]
+    assert report["lif"]["cells"] == report["tests"]["cells"] == [1]
     assert "failed" not in report["tests"]
     assert report["sanitizer"] == {"left_out": "the time was used up"}
     assert "environment" in report
@@ -129,7 +128,7 @@ def test_gpu_suite_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert gpu_suite.earlier(path, about | {"code": "another"}) == {}
         assert gpu_suite.earlier(path.with_name("none"), about) == {}
 
-        timed = []
+        timed, told = [], []
         def time_cell(steps, neurons, dtype, settings):
             timed.append(steps)
             if steps == 8:
@@ -138,7 +137,6 @@ def test_gpu_suite_goes_on_where_it_stopped(tmp_path: Path) -> None:
         gpu_measure.time_cell = time_cell
         there = {"T": 4, "N": 16, "dtype": "float32", "contenders": {}, "mark": 1}
         broken = {"T": 8, "N": 16, "dtype": "float32", "failed": "before"}
-        told = []
         suite = gpu_measure.Suite(torch.device("cpu"), earlier={"cells": [there, broken]}, tell=told.append)
         report = gpu_measure._cells(suite, [(steps, 16, torch.float32, []) for steps in (2, 4, 8)])
         assert timed == [2, 8] and len(told) == 2, timed
@@ -265,9 +263,8 @@ def test_lif_benchmark_measures_peak_memory() -> None:
     program = """
         import json, torch, lif_cell
         settings = lif_cell.Settings(torch.device("cpu"), 1, 0.1, 60.0, 16, ["loop"])
-        cells = [("snn_core cpp", 64, 1 << 18), ("plain loop", 8, 1 << 18)]
-        weighed = [lif_cell.memory_cell(T, N, torch.float32, name, settings) for name, T, N in cells]
-        print(json.dumps(weighed))
+        cells = [("snn_core cpp", 64), ("plain loop", 8)]
+        print(json.dumps([lif_cell.memory_cell(T, 1 << 18, torch.float32, name, settings) for name, T in cells]))
     """
     from snn_core.kernels.native import cpu_library
 
@@ -376,9 +373,8 @@ def test_readme_tables() -> None:
         cell["best"] = {"ours": "snn_core cpp", "loop": "plain loop"}
         row = readme.lif({"cells": [cell], "memory": [], "threads": 1}).splitlines()[2]
         assert "float32 | cpp | 2.00 | 0.50 | memory | too slow | 3.0 | - | not installed | failed |" in row, row
-        step = {"network": "VGG", "T": 4, "batch": 16, "side": 32, "before_ms": 200.0, "after_ms": 100.0,
-                "speedup": 2.0, "neurons_speedup": 6.0, "before_neurons_share": 0.6, "after_neurons_share": 0.2,
-                "logits_equal": True}
+        step = {"network": "VGG", "T": 4, "batch": 16, "side": 32, "before_ms": 200.0, "after_ms": 100.0, "speedup": 2,
+                "neurons_speedup": 6, "before_neurons_share": 0.6, "after_neurons_share": 0.2, "logits_equal": True}
         row = readme.accelerate({"cells": [step]}).splitlines()[2]
         assert row == "| VGG | 4 | 16 | 32 x 32 | 200 | 100 | 2.00 | 60 → 20 | 6.0 | equal |", row
     """
