@@ -7,12 +7,14 @@
 Every cell (T x neurons x dtype) runs in a process of its own; finished cells are kept under --work, so that an
 interrupted grid goes on. First the spikes and gradients of all who solve the same equation are compared with ours, then
 everyone is timed in turn: medians in milliseconds. The limit is the fewest bytes (forward 2, backward 3 sequences) over
-the bandwidth of a copy of the cell's size to a tensor that exists, in the same process with as many threads.
+the bandwidth of a copy of the cell's size to a tensor that exists, in the same process with as many threads. On the CPU
+the C library is told to keep memory that is freed (see keep_memory).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -218,9 +220,21 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def keep_memory() -> None:
+    """Make the C library of the processes that measure keep the memory that is freed, as torch does on a GPU.
+
+    Else every tensor of more than 32 MB is new memory at every call, and what is measured is how quickly the operating
+    system zeroes pages (docs/notes/lif.md). Holds for all contenders alike.
+    """
+    os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 46))
+
+
 def main() -> int:
     """Measure every cell and write the result. Returns 1 when something was not equal or failed."""
     arguments = parse()
+    if arguments.device == "cpu":
+        keep_memory()
     finished = run_cells(grid(arguments), work, arguments.work, processes=1, fresh=True)
     show(cell for cell in finished if "contender" not in cell)
     for cell in finished:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 ROTATION_BYTES = 256 << 20  # more than the L2 cache of any GPU
 QUICK_SECONDS = 0.2
+#: A turn of a quick contender.
+BURST_SECONDS, BURST_CALLS = 0.02, 10
 #: How long the device is kept busy before a timed call, so that Python is ahead of it when the first kernel starts.
 HEAD_START_SECONDS = 300e-6
 Stages = tuple[float, ...]
@@ -81,8 +83,10 @@ def interleave(
     minimum: int = 3,
     failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[Stages]]:
-    """Stage times of every contender, one call of each in turn, so that a slow spell of the machine hits all alike.
+    """Stage times of every contender, in turn, so that a slow spell of the machine hits all alike.
 
+    A turn is one call, or of quick ones several, in BURST_SECONDS: then the first is not counted, because it finds the
+    caches, and cores on which another runtime's threads still spin, as the contender before left them.
     A contender leaves the round after ``repeats`` calls that took QUICK_SECONDS in total (quick ones are called more
     often, at most 20 times ``repeats``), or after ``seconds`` in total and at least ``minimum`` calls. One that raises
     is told to ``failed``, has no times, and does not stop the others; without ``failed`` its exception goes on.
@@ -94,7 +98,7 @@ def interleave(
         for name, run in list(active.items()):
             began = time.perf_counter()
             try:
-                times[name].append(run())
+                times[name] += _turn(run)
             except Exception as error:
                 if failed is None:
                     raise
@@ -107,6 +111,14 @@ def interleave(
             if (done >= repeats and enough) or (spent[name] > seconds and done >= min(minimum, repeats)):
                 del active[name]
     return times
+
+
+def _turn(run: Callable[[], Stages]) -> list[Stages]:
+    began = time.perf_counter()
+    stages = [run()]
+    while time.perf_counter() - began < BURST_SECONDS and len(stages) < 1 + BURST_CALLS:
+        stages.append(run())
+    return stages[1:] if len(stages) > 2 else stages[:1]
 
 
 def medians(times: list[Stages]) -> Stages:

@@ -16,6 +16,10 @@ from snn_core.surrogate import ATan, as_surrogate
 DEFAULT_SURROGATE = ATan()
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
 class SpikingNeuron(nn.Module):
     """Common part of the neurons: state, step mode, reset.
 
@@ -43,10 +47,10 @@ class SpikingNeuron(nn.Module):
             raise ArgumentError(f"step_mode is {step_mode!r}; allowed: 's', 'm'")
         if backend not in ("auto", *BACKENDS):
             raise ArgumentError(f"backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
-        if not 0 < v_threshold < math.inf:
-            raise ArgumentError(f"v_threshold is {v_threshold}; it must be positive and finite")
-        if v_reset is not None and not math.isfinite(v_reset):
-            raise ArgumentError(f"v_reset is {v_reset}; it must be finite, or None for soft reset")
+        if not (_is_number(v_threshold) and 0 < v_threshold < math.inf):
+            raise ArgumentError(f"v_threshold is {v_threshold!r}; it must be positive and finite")
+        if v_reset is not None and not (_is_number(v_reset) and math.isfinite(v_reset)):
+            raise ArgumentError(f"v_reset is {v_reset!r}; it must be finite, or None for soft reset")
         self.tau = tau
         self.decay_input = decay_input
         self.v_threshold = v_threshold
@@ -90,6 +94,11 @@ class SpikingNeuron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes (0 or 1) of the input current ``x``, same shape and dtype."""
         x_seq = x.unsqueeze(0) if self.step_mode == "s" else x
+        if self.v is not None and self.v.shape != x_seq.shape[1:]:
+            raise ArgumentError(
+                f"x has steps of shape {tuple(x_seq.shape[1:])}, but the potential v left from the last call has shape "
+                f"{tuple(self.v.shape)}; call reset() or snn_core.reset_net() before input of another shape"
+            )
         output = lif(
             x_seq,
             self.v,
@@ -151,8 +160,8 @@ class LIF(SpikingNeuron):
         store_v_seq: bool = False,
         backend: str = "auto",
     ) -> None:
-        if not 1 < tau < math.inf:
-            raise ArgumentError(f"tau is {tau}; it must be greater than 1 and finite")
+        if not (_is_number(tau) and 1 < tau < math.inf):
+            raise ArgumentError(f"tau is {tau!r}; it must be greater than 1 and finite")
         super().__init__(
             tau=tau, decay_input=decay_input, v_threshold=v_threshold, v_reset=v_reset,
             surrogate_function=surrogate_function, detach_reset=detach_reset, step_mode=step_mode,
@@ -199,8 +208,8 @@ class PLIF(SpikingNeuron):
         store_v_seq: bool = False,
         backend: str = "auto",
     ) -> None:
-        if not 1 < init_tau < math.inf:
-            raise ArgumentError(f"init_tau is {init_tau}; it must be greater than 1 and finite")
+        if not (_is_number(init_tau) and 1 < init_tau < math.inf):
+            raise ArgumentError(f"init_tau is {init_tau!r}; it must be greater than 1 and finite")
         super().__init__(
             tau=init_tau, decay_input=decay_input, v_threshold=v_threshold, v_reset=v_reset,
             surrogate_function=surrogate_function, detach_reset=detach_reset, step_mode=step_mode,

@@ -78,6 +78,15 @@ def test_neurons_can_be_copied_between_samples() -> None:
         (LIF, {"tau": 0.9}, "tau"),
         (PLIF, {"init_tau": 1.0}, "init_tau"),
         (LIF, {"step_mode": "x"}, "step_mode"),
+        (LIF, {"tau": 1.0}, "tau is 1"),
+        (LIF, {"tau": float("inf")}, "tau is inf"),
+        (LIF, {"tau": float("nan")}, "tau is nan"),
+        (LIF, {"tau": "2"}, "tau is '2'"),
+        (PLIF, {"init_tau": float("inf")}, "init_tau is inf"),
+        (IF, {"v_threshold": float("inf")}, "v_threshold is inf"),
+        (IF, {"v_threshold": "1"}, "v_threshold is '1'"),
+        (LIF, {"v_reset": float("nan")}, "v_reset is nan"),
+        (LIF, {"v_reset": float("-inf")}, "v_reset is -inf"),
         (LIF, {"v_threshold": -1.0}, "v_threshold"),
         (LIF, {"backend": "zz"}, "backend"),
         (IF, {"surrogate_function": "Cosine"}, "surrogate_function"),
@@ -86,6 +95,15 @@ def test_neurons_can_be_copied_between_samples() -> None:
 def test_bad_arguments(make: type[nn.Module], options: dict[str, object], word: str) -> None:
     with pytest.raises(ArgumentError, match=word):
         make(**options)
+
+
+def test_input_of_another_shape_names_the_state_that_is_left() -> None:
+    layer = LIF()
+    layer(currents())
+    with pytest.raises(ArgumentError, match=r"v left from the last call has shape \(3, 10\); call reset"):
+        layer(currents()[:, :2])
+    layer.reset()
+    assert layer(currents()[:, :2]).shape == (6, 2, 10)
 
 
 def test_surrogates_by_name_and_as_functions() -> None:

@@ -5,11 +5,15 @@
 #include <array>
 #include <cstdint>
 
-#include "lif/row_view.h"
+#include "lif/lif_rows.h"
+#include "native/cpu_features.h"
+#include "native/row_view.h"
 
 namespace snn_core {
 
-constexpr int64_t kTileSteps = 4;          // time steps gathered at once where rows are not contiguous
+inline const LifForwardTable& forward_table() { SNN_PICK(lif_forward) }
+inline const LifBackwardTable& backward_table() { SNN_PICK(lif_backward) }
+
 constexpr int64_t kParallelGrain = 65536;  // element steps below which a thread is not worth waking
 constexpr int64_t kStreamBytes = 8 << 20;  // outputs from this size on bypass the caches
 

@@ -15,7 +15,7 @@
 
 #include "lif/blocks.h"
 #include "lif/options.h"
-#include "lif/row_view.h"
+#include "native/row_view.h"
 #include "native/strided.h"
 #include "native/tensors.h"
 
@@ -51,7 +51,7 @@ struct ForwardBlock {
   const Block<kForwardCount>& block;
   const Options& o;
   int64_t steps, checkpoint_every;
-  float *v, *x_tile, *s_tile;  // n; kTileSteps * n each
+  float *v, *x_row, *s_row;  // n each
   bool stream;
 
   void run() const {
@@ -80,9 +80,9 @@ struct ForwardBlock {
     }
     const ForwardKernel kernel = variant_of(forward_table().spikes[kFloat32], o.variant);
     for (int64_t t = first; t < last; ++t) {
-      const ForwardRows rows{x.read(t, x_tile, block.n), 0, s.target(t, s_tile), 0, v, block.n, 1, false};
+      const ForwardRows rows{x.read(t, x_row, block.n), 0, s.target(t, s_row), 0, v, block.n, 1, false};
       kernel(rows, o.p);
-      s.write(t, s_tile, block.n);
+      s.write(t, s_row, block.n);
     }
   }
 };
@@ -119,7 +119,9 @@ Options cpu_options(const Tensor& x, const OptionalTensor& v0, const OptionalTen
   check_x_seq(x);
   check_state(x, v0.has_value() ? &*v0 : nullptr, "v0");
   Options o = make_options(x, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha);
-  if (reciprocal_tau.has_value()) apply_reciprocal_tau(o.p, o.variant.decay_input, *static_cast<const float*>(reciprocal_tau->data_ptr()));
+  if (reciprocal_tau.has_value()) {
+    apply_reciprocal_tau(o.p, decay_input, *static_cast<const float*>(reciprocal_tau->data_ptr()));
+  }
   return o;
 }
 
@@ -149,6 +151,7 @@ Tensor lif_inplace(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, d
                    double alpha) {
   const Options o = cpu_options(x, v0, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate,
                                 alpha);
+  if (may_overlap(x)) throw std::runtime_error("lif_inplace: elements of x_seq share memory");
   const Layout layout(x);
   Tensor v_last = layout.step_float(x);
   if (layout.neurons() > 0) forward(x, x, v0, o, {&v_last, nullptr, nullptr, 0});

@@ -172,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalT
   const CudaLif& kernels = kernels_for(x);
   const Launcher launch(x.get_device_index());
   const Layout layout(x);
-  Tensor grad_x = layout.sequence(x), grad_v0 = layout.step_float(x), grad_tau = empty_scalar_like(x, false);
+  Tensor grad_x = layout.sequence(x), grad_v0 = layout.step_float(x), grad_tau = empty_scalar_like(x);
   if (layout.neurons() == 0) {
     launch_tau_sum(launch, kernels, empty_strided(x, {0}, {1}, ScalarType::Double), 0, grad_tau);
     return {grad_x, grad_v0, grad_tau};

@@ -87,16 +87,16 @@ struct FloatBits<float> {
 #endif
 };
 
-// exp(x) for finite x, relative error below 2e-7, clamped to [-87, 88]; plain arithmetic, so that it vectorises and
-// rounds alike everywhere (libm's expf does neither).
+// exp(x), relative error below 2e-7; 0 below -87, exp(88) above 88, NaN for NaN. Plain arithmetic, so that it
+// vectorises and rounds alike everywhere (libm's expf does neither).
 template <class F>
 SNN_INLINE F exp_portable(F x) {
-  const F highest = F{} + 88.0f, lowest = F{} - 87.0f;
-  x = x > highest ? highest : x;
-  x = x > lowest ? x : lowest;  // NaN too: its integer below must not be arbitrary
-  const F shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest integer n
+  const F zero = F{}, highest = zero + 88.0f, lowest = zero - 87.0f;
+  F y = x > highest ? highest : x;
+  y = y > lowest ? y : lowest;  // NaN too: its integer below must not be arbitrary
+  const F shifted = y * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest integer n
   const F n = shifted - 12582912.0f;
-  const F r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  const F r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
   F e = r * 1.9875691500e-4f;
   e = (e + 1.3981999507e-3f) * r;
   e = (e + 8.3334519073e-3f) * r;
@@ -104,7 +104,9 @@ SNN_INLINE F exp_portable(F x) {
   e = (e + 1.6666665459e-1f) * r;
   e = (e + 5.0000001201e-1f) * (r * r) + r + 1.0f;
   // 2^n: the low bits of `shifted` hold n; moved into the exponent, and the bias added.
-  return e * FloatBits<F>::value((FloatBits<F>::bits(shifted) << 23) + 0x3f800000u);
+  e = e * FloatBits<F>::value((FloatBits<F>::bits(shifted) << 23) + 0x3f800000u);
+  const F below = x < lowest ? zero : x;  // else NaN
+  return x >= lowest ? e : below;
 }
 
 // ds/dh at u = h - v_threshold.

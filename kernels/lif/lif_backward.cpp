@@ -17,7 +17,7 @@
 
 #include "lif/blocks.h"
 #include "lif/options.h"
-#include "lif/row_view.h"
+#include "native/row_view.h"
 #include "native/strided.h"
 #include "native/tensors.h"
 
@@ -36,7 +36,7 @@ struct Scratch {
   float *carry;    // 1: gradient of v
   float *v;        // 1
   float *x_row, *g_row, *out_row;  // 1 each: a step in float32
-  const void* zeros;               // 1: gradient of spikes that nobody asked about
+  float* one_for_all;              // 1: a gradient that is the same for all neurons, in the storage type
 
   static int64_t floats(int64_t width, int64_t chunk, int64_t chunks) { return width * (chunk + chunks + 6); }
 
@@ -48,8 +48,17 @@ struct Scratch {
         x_row(v + width),
         g_row(x_row + width),
         out_row(g_row + width),
-        zeros(out_row + width) {
-    std::fill_n(out_row + width, width, 0.0f);
+        one_for_all(out_row + width) {}
+
+  // Fills one_for_all with the element at `value`, or with zeros.
+  void spread(const void* value, int64_t bytes, int64_t n) const {
+    if (value == nullptr) {
+      std::fill_n(one_for_all, n, 0.0f);
+    } else if (bytes == 4) {
+      std::fill_n(one_for_all, n, *static_cast<const float*>(value));
+    } else {
+      std::fill_n(reinterpret_cast<uint16_t*>(one_for_all), n, *static_cast<const uint16_t*>(value));
+    }
   }
 };
 
@@ -84,11 +93,25 @@ struct BackwardBlock {
     return backward_table().kernel[storage][v.surrogate][v.soft_reset][v.detach_reset];
   }
 
+  // Whether the gradient of the spikes is one number (an expanded tensor, as of a sum) or absent.
+  bool one_for_all() const {
+    const RowView& gs = view(kGs);
+    return !gs.operand || (gs.stride == 0 && gs.operand.time_stride == 0);
+  }
+
   void backward_chunk(int64_t first, int64_t last) const {
     const RowView &gs = view(kGs), &gx = view(kGx);
-    const int64_t between = gs.operand ? gs.operand.time_stride : 0;
-    const BackwardRows rows{gs.operand ? gs.at(first) : scratch.zeros, between, scratch.history, width, scratch.carry,
-                            gx.at(first), gx.operand.time_stride, block.n, last - first, stream};
+    const bool own = !one_for_all();
+    const BackwardRows rows{own ? gs.at(first) : reinterpret_cast<char*>(scratch.one_for_all),
+                            own ? gs.operand.time_stride : 0,
+                            scratch.history,
+                            width,
+                            scratch.carry,
+                            gx.at(first),
+                            gx.operand.time_stride,
+                            block.n,
+                            last - first,
+                            stream};
     kernel(gx.operand.storage)(rows, o.p);
   }
 
@@ -103,7 +126,7 @@ struct BackwardBlock {
         row_tools().add[kFloat32](own, scratch.carry, n);
       }
       const float* h = scratch.history + (t - first) * width;
-      const void* g = gs.operand ? gs.read(t, scratch.g_row, n) : scratch.zeros;
+      const void* g = gs.operand ? gs.read(t, scratch.g_row, n) : scratch.one_for_all;
       float* out = gx.target(t, scratch.out_row);
       kernel(kFloat32)(BackwardRows{g, 0, h, 0, scratch.carry, out, 0, n, 1, false}, o.p);
       if (learn_tau) tau_sum += tau_gradient(t, out, t > first ? h - width : nullptr, v_before_chunk);
@@ -154,8 +177,14 @@ struct BackwardBlock {
     const int64_t chunks = (steps + chunk - 1) / chunk;
     if (!view(kCheckpoints).operand) find_borders(chunks);
     load_state(view(kGvLast), 0.0f, scratch.carry, block.n);
+    const RowView& gs = view(kGs);
     const bool whole = view(kX).contiguous() && view(kGx).contiguous() && !view(kGvSeq).operand && !learn_tau &&
-                       (!view(kGs).operand || view(kGs).contiguous());
+                       (one_for_all() || gs.contiguous());
+    if (!gs.operand) {
+      scratch.spread(nullptr, 0, block.n);
+    } else if (whole && one_for_all()) {
+      scratch.spread(gs.at(0), storage_bytes(gs.operand.storage), block.n);
+    }
     double tau_sum = 0.0;
     for (int64_t c = chunks - 1; c >= 0; --c) {
       const int64_t first = c * chunk, last = std::min(steps, first + chunk);
@@ -192,11 +221,13 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTenso
     o.p.input_scale = 1.0f;  // tau_gradient() needs the gradient of h and scales it afterwards
   }
   const int64_t steps = x.size(0);
-  const bool saved = checkpoints.has_value() && checkpoint_every > 0 && (steps - 1) / checkpoint_every > 0;
+  const bool saved = checkpoints.has_value() && checkpoints->numel() > 0 && checkpoint_every > 0 &&
+                     (steps - 1) / checkpoint_every > 0;
   if (saved) check_sequence(x, &*checkpoints, "checkpoints", (steps - 1) / checkpoint_every, ScalarType::Float);
 
   const Layout layout(x);
-  Tensor gx = layout.sequence(x), gv0 = layout.step_float(x), g_reciprocal_tau = empty_strided(x, {}, {}, ScalarType::Float);
+  Tensor gx = layout.sequence(x), gv0 = layout.step_float(x);
+  Tensor g_reciprocal_tau = empty_scalar_like(x);
   float* const tau_result = static_cast<float*>(g_reciprocal_tau.data_ptr());
   *tau_result = 0.0f;
   if (layout.neurons() == 0) return {gx, gv0, g_reciprocal_tau};
@@ -219,8 +250,9 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTenso
   torch::stable::parallel_for(0, blocking.count, blocking.grain(steps), [&](int64_t begin, int64_t end) {
     const int64_t w = blocking.width;
     // Not value-initialised: every part is written before it is read.
-    const std::unique_ptr<float[]> memory(new float[Scratch::floats(w, chunk, chunks)]);
-    const Scratch scratch(memory.get(), w, chunk, chunks);
+    const int64_t borders = saved ? 0 : chunks;
+    const std::unique_ptr<float[]> memory(new float[Scratch::floats(w, chunk, borders)]);
+    const Scratch scratch(memory.get(), w, chunk, borders);
     for (int64_t index = begin; index < end; ++index) {
       const Block<kCount> block(geometry, blocking, operands, index);
       tau_sums[index] = BackwardBlock{block, o, scratch, steps, chunk, w, reciprocal_tau.has_value(),

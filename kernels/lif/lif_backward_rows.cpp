@@ -64,7 +64,9 @@ SNN_VECTOR_INLINE void all_steps(const BackwardRows& r, LifParameters p) {
   };
   int64_t left = r.steps;
   for (; left >= kTileSteps; left -= kTileSteps) {
-    for (int64_t i = 0; i < tiled; i += strip) retreat<Body, kStream, VectorF, kTileVectors, kTileSteps>(gs, h, gx, r, i, p);
+    for (int64_t i = 0; i < tiled; i += strip) {
+      retreat<Body, kStream, VectorF, kTileVectors, kTileSteps>(gs, h, gx, r, i, p);
+    }
     if (tiled == r.n) {
       back(kTileSteps);
       continue;

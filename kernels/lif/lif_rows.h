@@ -1,5 +1,5 @@
 // Row kernels of the LIF operator: some time steps of a run of neighbouring neurons, no allocation, no threads.
-// Compiled once per instruction set (lif_forward_rows.cpp, lif_backward_rows.cpp); row_view.h picks a table at run time.
+// Compiled once per instruction set (lif_forward_rows.cpp, lif_backward_rows.cpp); blocks.h picks a table.
 #pragma once
 
 #include <cstdint>

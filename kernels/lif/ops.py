@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from snn_core.errors import ArgumentError
 from snn_core.kernels.lif import reference
 from snn_core.kernels.lif.schema import COMPILED, OPTION_COUNT, TRITON, LifOperators, gradients_of
 from snn_core.kernels.native import resolve_backend
+from snn_core.kernels.native.library import may_overlap
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (*NATIVE_DTYPES, torch.float64)
@@ -84,7 +86,8 @@ def lif(
         x_seq: input current, ``[T, ...]``, any strides; float32, bfloat16 or float16 (float64 through the reference).
         v0: initial membrane potential ``[...]`` in float32 (float64 for float64 input); default ``v_reset`` or 0.
         tau: membrane time constant in time steps, > 1; ``float("inf")`` with ``decay_input=False`` is the IF neuron.
-        reciprocal_tau: learned ``1 / tau`` (a tensor with one element), in place of ``tau``; gets a gradient.
+        reciprocal_tau: learned ``1 / tau`` (a tensor with one element), in place of ``tau``, which then is not used;
+            gets a gradient. Its value is not checked: that would wait for the device.
         v_threshold: firing threshold, > 0.
         v_reset: potential after a spike; None subtracts ``v_threshold`` instead.
         decay_input: whether the input is divided by ``tau`` too.
@@ -124,6 +127,10 @@ def lif(
         reciprocal_tau = reciprocal_tau.reshape(()).to(state_dtype)
     chosen = resolve_backend(backend, x_seq.device, x_seq.dtype, NATIVE_DTYPES)
     transformed = torch._C._are_functorch_transforms_active()
+    if forward_ad._current_level >= 0:
+        _refuse_forward_mode(x_seq, v0, reciprocal_tau)
+    if transformed and (pack_spikes_dim is not None or inplace):
+        raise NotImplementedError("pack_spikes_dim and inplace of lif take no part in torch.func's transforms")
     if transformed and needs_gradient and chosen != "reference":
         if backend != "auto":
             raise NotImplementedError(
@@ -155,6 +162,13 @@ def lif(
         with torch._C._AutoDispatchBelowAutograd():
             s_seq, v_last, v_seq, _ = operators.forward(*state, *options, every, return_v_seq)
     return (s_seq, v_last, v_seq) if return_v_seq else (s_seq, v_last)
+
+
+def _refuse_forward_mode(*inputs: Tensor | None) -> None:
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+        raise NotImplementedError(
+            "lif has no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad); use reverse mode"
+        )
 
 
 def _checkpoint_every(x_seq: Tensor) -> int:
@@ -190,10 +204,14 @@ def _check_output_form(
         )
     if inplace and x_seq.requires_grad and x_seq.is_leaf:
         raise ArgumentError("inplace is True and x_seq is a leaf that requires a gradient; detach it first")
-    if inplace and any(size > 1 and stride == 0 for size, stride in zip(x_seq.shape, x_seq.stride(), strict=True)):
-        raise ArgumentError("inplace is True and x_seq is expanded (stride 0): its elements share memory")
+    if inplace and may_overlap(x_seq):
+        raise ArgumentError(
+            f"inplace is True and elements of x_seq share memory (shape {tuple(x_seq.shape)}, strides {x_seq.stride()})"
+        )
     if dim is None:
         return None
+    if not isinstance(dim, int):
+        raise ArgumentError(f"pack_spikes_dim is {dim!r}; it must be an integer")
     if not -x_seq.ndim <= dim < x_seq.ndim or dim % x_seq.ndim == 0:
         raise ArgumentError(
             f"pack_spikes_dim is {dim}; it must name a dimension of x_seq {tuple(x_seq.shape)} after the first"
@@ -213,6 +231,8 @@ def _check_tensors(x_seq: Tensor, v0: Tensor | None, reciprocal_tau: Tensor | No
     if x_seq.ndim < 1 or x_seq.shape[0] < 1:
         raise ArgumentError(f"x_seq has shape {tuple(x_seq.shape)}; it needs a leading time dimension of at least 1")
     if v0 is not None:
+        if not isinstance(v0, Tensor):
+            raise ArgumentError(f"v0 is a {type(v0).__name__}; it must be a torch.Tensor")
         state_dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
         if (
             v0.shape != x_seq.shape[1:]
@@ -224,6 +244,8 @@ def _check_tensors(x_seq: Tensor, v0: Tensor | None, reciprocal_tau: Tensor | No
                 f"v0 is {v0.dtype} {tuple(v0.shape)} ({v0.layout}) on {v0.device}; for this x_seq it must be "
                 f"{state_dtype} {tuple(x_seq.shape[1:])} (torch.strided) on {x_seq.device}"
             )
+    if reciprocal_tau is not None and not isinstance(reciprocal_tau, Tensor):
+        raise ArgumentError(f"reciprocal_tau is a {type(reciprocal_tau).__name__}; it must be a torch.Tensor")
     if reciprocal_tau is not None and (
         reciprocal_tau.numel() != 1
         or reciprocal_tau.device != x_seq.device
@@ -239,15 +261,19 @@ def _check_tensors(x_seq: Tensor, v0: Tensor | None, reciprocal_tau: Tensor | No
 def _check_values(
     tau: float, v_threshold: float, v_reset: float | None, decay_input: bool, surrogate: str, alpha: float
 ) -> None:
+    # Comparisons alone: torch.compile traces no math.isfinite() of a symbolic number.
+    for name, value in (("tau", tau), ("v_threshold", v_threshold), ("v_reset", v_reset), ("alpha", alpha)):
+        if not isinstance(value, (int, float)) and not (name == "v_reset" and value is None):
+            raise ArgumentError(f"{name} is {value!r}; it must be a number")
     if not tau > 1:
         raise ArgumentError(f"tau is {tau}; it must be greater than 1")
-    if decay_input and math.isinf(tau):
+    if decay_input and tau == math.inf:
         raise ArgumentError(
             "tau is inf with decay_input=True, which ignores the input; decay_input=False is the IF neuron"
         )
     if not 0 < v_threshold < math.inf:
         raise ArgumentError(f"v_threshold is {v_threshold}; it must be positive and finite")
-    if v_reset is not None and not math.isfinite(v_reset):
+    if v_reset is not None and not -math.inf < v_reset < math.inf:
         raise ArgumentError(f"v_reset is {v_reset}; it must be finite, or None for soft reset")
     if surrogate not in reference.SURROGATE_CODES:
         raise ArgumentError(f"surrogate is {surrogate!r}; allowed: {', '.join(reference.SURROGATE_CODES)}")

@@ -4,11 +4,15 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
 #include <string>
 
 #include "lif/lif.h"
@@ -76,6 +80,22 @@ inline void check_state(const Tensor& x, const Tensor* t, const char* name) {
   bool fits = t->dim() == x.dim() - 1 && t->scalar_type() == ScalarType::Float && same_device(*t, x);
   for (int64_t d = 1; fits && d < x.dim(); ++d) fits = t->size(d - 1) == x.size(d);
   require(fits, name);
+}
+
+// Whether two elements may lie at one address: dimensions in order of their strides must step over all inner ones.
+inline bool may_overlap(const Tensor& x) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (x.size(d) == 0) return false;
+    if (x.size(d) > 1) dims.emplace_back(x.stride(d), x.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : dims) {
+    if (stride <= reach) return true;
+    reach += stride * (size - 1);
+  }
+  return false;
 }
 
 inline void check_x_seq(const Tensor& x) {

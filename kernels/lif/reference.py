@@ -83,6 +83,7 @@ def lif(
     v = torch.full_like(x_seq[0], reset, dtype=state_dtype) if v0 is None else v0.to(state_dtype)
     # A tensor, because torch on CUDA multiplies by the reciprocal of a number, which rounds differently.
     divisor = torch.full((), tau, dtype=state_dtype, device=x_seq.device)
+    largest = torch.finfo(state_dtype).max
     spikes, potentials = [], []
     for x in x_seq.to(state_dtype):
         leak = v - reset
@@ -92,7 +93,7 @@ def lif(
         s = spike_function(h - v_threshold, surrogate, alpha)
         gate = s.detach() if detach_reset else s
         # An infinite h spikes and is reset; only the product 0 * inf must not make it NaN.
-        kept = h.clamp(max=torch.finfo(state_dtype).max)
+        kept = torch.where(h > largest, largest, h)
         v = h - gate * v_threshold if v_reset is None else gate * v_reset + (1 - gate) * kept
         spikes.append(s.to(x_seq.dtype))
         potentials.append(v)

@@ -14,21 +14,19 @@ Two families of one shape: ``snn_core::lif*`` is compiled code (C++ for CPU tens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LIBRARY = torch.library.Library("snn_core", "FRAGMENT")
+from snn_core.kernels.native.library import LIBRARY, TAGS, dense_strides, empty_sequence_like, packed_size
 
 INPUTS = "Tensor? v0, Tensor? reciprocal_tau"
 OPTIONS = (
     "float tau, float v_threshold, float? v_reset, bool decay_input, bool detach_reset, int surrogate, float alpha"
 )
-#: Inputs are taken by stride, so a compiler may lay them out as it likes and need not copy them back.
-TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 #: Number of arguments in OPTIONS.
 OPTION_COUNT = OPTIONS.count(",") + 1
 
@@ -41,29 +39,6 @@ class LifOperators:
     backward: Callable[..., Any]
     packed: Callable[..., Any]
     inplace: Callable[..., Any]
-
-
-def empty_sequence_like(x_seq: Tensor, steps: Any = None, dtype: torch.dtype | None = None) -> Tensor:
-    """``[steps, ...]`` with the layout of one time step of ``x_seq`` inside and time outermost."""
-    step = torch.empty_like(x_seq[0])
-    steps = x_seq.shape[0] if steps is None else steps
-    return x_seq.new_empty_strided((steps, *step.shape), (step.numel(), *step.stride()), dtype=dtype or x_seq.dtype)
-
-
-def dense_strides(size: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    """Strides of a dense tensor whose dimensions lie in memory in the order of ``like`` (as ``tensors.h`` has it)."""
-    order = sorted(range(len(size)), key=lambda d: like[d], reverse=True)
-    strides: list[Any] = [1] * len(size)
-    stride: Any = 1
-    for d in reversed(order):
-        strides[d] = stride
-        stride = stride * torch.sym_max(1, size[d])
-    return strides
-
-
-def packed_size(size: Any) -> Any:
-    """Bytes that hold ``size`` spikes."""
-    return (size + 7) // 8
 
 
 def _forward_fake(x_seq: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

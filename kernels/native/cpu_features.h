@@ -8,4 +8,22 @@ enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 // Read once; an instruction set that is unknown, not compiled in or not on this machine falls back to the best one.
 Isa active_isa();
 
+// The body of a function that returns the table `name` of the instruction set in use.
+#if defined(SNN_HAS_AVX512)
+#define SNN_PICK_AVX512(name) case Isa::kAvx512: return name##_avx512;
+#else
+#define SNN_PICK_AVX512(name)
+#endif
+#if defined(SNN_HAS_AVX2)
+#define SNN_PICK_AVX2(name) case Isa::kAvx2: return name##_avx2;
+#else
+#define SNN_PICK_AVX2(name)
+#endif
+#define SNN_PICK(name)            \
+  switch (active_isa()) {         \
+    SNN_PICK_AVX512(name)         \
+    SNN_PICK_AVX2(name)           \
+    default: return name##_baseline; \
+  }
+
 }  // namespace snn_core

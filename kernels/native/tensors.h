@@ -1,4 +1,4 @@
-// Output tensors of the CPU operators: their layouts, and advice to the operating system about their memory.
+// Output tensors of the operators: their layouts, and advice to the operating system about their memory.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #if defined(__linux__)
@@ -41,15 +42,19 @@ inline int32_t shim_dtype(ScalarType dtype) {
   }
 }
 
-// On the device of `like`. Through the C shim: an allocation through the dispatcher costs several times as much.
+// On the device of `like`. Through the C shim, which is the shorter way to the allocator than the dispatcher.
 inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride,
                             ScalarType dtype) {
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                                         shim_dtype(dtype), device_type, like.get_device_index(),
-                                                         &handle));
+  const auto code = aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
+                                             shim_dtype(dtype), device_type, like.get_device_index(), &handle);
+  if (code != AOTI_TORCH_SUCCESS) {  // the shim keeps the reason to itself
+    std::string shape;
+    for (const int64_t extent : size) shape += (shape.empty() ? "" : ", ") + std::to_string(extent);
+    throw std::runtime_error("snn_core: no memory for a tensor of shape [" + shape + "] (out of memory?)");
+  }
   return Tensor(handle);
 }
 
@@ -129,9 +134,7 @@ struct Layout {
 
 inline Tensor empty_vector_like(const Tensor& like, ScalarType dtype) { return empty_strided(like, {0}, {1}, dtype); }
 
-inline Tensor empty_scalar_like(const Tensor& like, bool none) {
-  return none ? empty_strided(like, {0}, {1}, like.scalar_type()) : empty_strided(like, {}, {}, ScalarType::Float);
-}
+inline Tensor empty_scalar_like(const Tensor& like) { return empty_strided(like, {}, {}, ScalarType::Float); }
 
 // Page faults of a fresh output cost more than the arithmetic; huge pages make them 512 times fewer.
 inline void advise_huge_pages(const Tensor& t) {

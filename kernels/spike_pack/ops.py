@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from snn_core.errors import ArgumentError
-from snn_core.kernels.lif.schema import LIBRARY, TAGS, dense_strides, packed_size
 from snn_core.kernels.native import resolve_backend
+from snn_core.kernels.native.library import LIBRARY, TAGS, dense_strides, packed_size
 from snn_core.kernels.spike_pack import reference
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +36,18 @@ for _suffix in ("", "_triton"):
     torch.library.register_fake(f"snn_core::spike_unpack{_suffix}", _unpack_fake, lib=LIBRARY)
 
 
+def _check(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        raise ArgumentError(
+            f"{name} has layout {tensor.layout} on device {tensor.device}; it must be a strided tensor with data"
+        )
+
+
 def _dimension(tensor: Tensor, dim: int, name: str) -> int:
+    if not isinstance(dim, int):
+        raise ArgumentError(f"dim is {dim!r}; it must be an integer")
     if tensor.ndim == 0 or not -tensor.ndim <= dim < tensor.ndim:
         raise ArgumentError(f"dim is {dim}; {name} has shape {tuple(tensor.shape)}")
     return dim % tensor.ndim
@@ -53,12 +64,13 @@ def pack_spikes(s: Tensor, dim: int = -1, *, backend: str = "auto") -> Tensor:
 
     Returns:
         uint8 ``[..., ceil(K / 8), ...]``: bit j (value ``1 << j``) of byte i is element ``8 i + j``; the bits beyond
-        K are 0. Dimensions lie in memory in the order of those of ``s``.
+        K are 0. From compiled code its dimensions lie in memory in the order of those of ``s``.
 
     Raises:
         ArgumentError: a dimension or dtype that is not allowed.
         BackendUnavailableError: the backend asked for cannot run here.
     """
+    _check(s, "s")
     dim = _dimension(s, dim, "s")
     if s.dtype not in SPIKE_DTYPES:
         raise ArgumentError(f"s has dtype {s.dtype}; allowed: {', '.join(map(str, SPIKE_DTYPES))}")
@@ -88,7 +100,10 @@ def unpack_spikes(
         ArgumentError: ``packed`` is not uint8 or has not ``ceil(size / 8)`` bytes along ``dim``.
         BackendUnavailableError: the backend asked for cannot run here.
     """
+    _check(packed, "packed")
     dim = _dimension(packed, dim, "packed")
+    if not isinstance(size, int):
+        raise ArgumentError(f"size is {size!r}; it must be an integer")
     if packed.dtype != torch.uint8:
         raise ArgumentError(f"packed has dtype {packed.dtype}; it must be torch.uint8")
     if size < 0 or packed_size(size) != packed.shape[dim]:

@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "lif/row_view.h"
+#include "native/row_view.h"
 #include "native/strided.h"
 #include "native/tensors.h"
 
@@ -54,7 +54,8 @@ void for_each_run(const Tensor& spikes, const Tensor& packed, int64_t dim, Run r
       const int64_t start = index % runs_per_row * kRun;
       const int64_t stride = geometry.inner_stride(0), byte_stride = geometry.inner_stride(1);
       const RowView view{operand, outer[0] + start * stride, stride};
-      run(view, bytes + (outer[1] + start * byte_stride) / 8, byte_stride, std::min(kRun, geometry.inner_size() - start));
+      const int64_t n = std::min(kRun, geometry.inner_size() - start);
+      run(view, bytes + (outer[1] + start * byte_stride) / 8, byte_stride, n);
     }
   });
 }
@@ -97,7 +98,9 @@ Tensor spike_pack(Tensor s, int64_t dim) {
 Tensor spike_unpack(Tensor packed, int64_t size, int64_t dim, ScalarType dtype) {
   check(packed, dim);
   if (packed.scalar_type() != ScalarType::Byte) throw std::runtime_error("spike_unpack: packed must be uint8");
-  if (size < 0 || packed.size(dim) != (size + 7) / 8) throw std::runtime_error("spike_unpack: size does not fit packed");
+  if (size < 0 || packed.size(dim) != (size + 7) / 8) {
+    throw std::runtime_error("spike_unpack: size does not fit packed");
+  }
   if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) {
     throw std::runtime_error("spike_unpack: dtype must be float32, bfloat16 or float16");
   }

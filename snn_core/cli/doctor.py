@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import shutil
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from snn_core.kernels.native import (
     resolve_backend,
     triton_backend,
 )
-from snn_core.kernels.native.build import find_compiler
+from snn_core.kernels.native.build import find_compiler, find_nvcc
 
 #: Packages that matter, and what each is for.
 PACKAGES = {
@@ -82,7 +81,7 @@ def inspect_machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in PACKAGES},
         "compiler": shlex.join(find_compiler() or []),
-        "cuda_compiler": shutil.which("nvcc"),
+        "cuda_compiler": find_nvcc(),
         "cuda_device": cuda,
         "native_cpu": {"available": library.available, "isa": library.isa, "text": text},
         "native_cuda": _state(cuda_library()),

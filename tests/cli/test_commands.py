@@ -17,6 +17,7 @@ import torch
 from snn_core.cli.main import run
 from snn_core.distillation import DistilledDataset
 from snn_core.errors import InterruptedRunError
+from snn_core.kernels.native.build import find_nvcc
 from snn_core.sparsity import check_nm, load_compressed
 
 SMALL = ["--set", "data.limit=60", "--set", "model.options.channels=[4,8,8]", "--set", "train.batch_size=20"]
@@ -108,6 +109,10 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert report["packages"]["torch"] == torch.__version__ or report["packages"]["torch"] in torch.__version__
     expected = "cpp" if report["native_cpu"]["available"] else "reference"
     assert report["lif"]["cpu float32"] == expected
+    assert report["cuda_compiler"] == find_nvcc()
+    for part in ("native_cuda", "triton"):
+        assert report[part]["available"] == (report[part]["text"] == "loaded")
+    assert report["native_cuda"]["available"] or report["native_cuda"]["text"]
     monkeypatch.setenv("SNN_BACKEND", "reference")
     assert as_json(capsys, "doctor")["lif"]["cpu float32"] == "reference"
     assert "native CPU library" in snn(capsys, "doctor")[0]

@@ -115,6 +115,21 @@ def test_gradient_of_another_layout_is_taken() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_gradient_for_all_neurons_and_steps(dtype: torch.dtype) -> None:
+    """The gradient of a sum is one number, expanded: its elements share memory."""
+    x = normal((70, 3, 45), 0, 2.0).to(dtype)
+    results = []
+    for expanded in (True, False):
+        leaf = x.clone().requires_grad_()
+        spikes, _ = lif(leaf, backend="cpp")
+        gradient = torch.tensor(0.37, dtype=dtype).expand(spikes.shape)
+        spikes.backward(gradient if expanded else gradient.contiguous())
+        results.append(leaf.grad)
+    assert torch.equal(*results)
+
+
+@needs_native
 @pytest.mark.parametrize("shape", [(5, 700), (3, 2, 7)])
 def test_bfloat16_stores_half_and_computes_in_float32(shape: tuple[int, ...]) -> None:
     x = normal(shape, 0, 2.0).bfloat16()
@@ -137,20 +152,30 @@ def test_bfloat16_rounds_to_nearest_even_like_torch() -> None:
 
 
 @needs_native
-def test_non_finite_and_extreme_inputs_do_as_the_reference() -> None:
-    x = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e38, 1e-45, 1.0, 2.0]).repeat(5, 1)
-    for v_reset, surrogate in itertools.product((0.0, None), SURROGATES):
-        results = []
-        for backend in ("reference", "cpp"):
-            leaf = x.clone().requires_grad_()
-            spikes, _ = lif(leaf, v_reset=v_reset, surrogate=surrogate, backend=backend)
-            spikes.sum().backward()
-            results.append((spikes.detach(), leaf.grad))
-        assert torch.equal(results[0][0], results[1][0])
-        finite = slice(3, None)  # what a NaN or an infinity in x is worth is its own affair; its neighbours are not
-        torch.testing.assert_close(results[0][1][:, finite], results[1][1][:, finite], rtol=1e-5, atol=1e-6)
-        if v_reset is not None:  # a soft reset leaves the potential infinite
-            assert not results[1][1][:, 1].isnan().any(), "the gradient at +inf"
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("v_reset", [0.0, None])
+def test_non_finite_and_extreme_inputs_do_as_the_reference(
+    surrogate: str, detach_reset: bool, v_reset: float | None
+) -> None:
+    """Gradients of the spikes and of the last potential, NaN for NaN. What reaches neighbours is tested by the rest."""
+    x = (
+        torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e38, -1e38, 1e-45, 1.0, 2.0])
+        .repeat_interleave(7)
+        .repeat(5, 1)
+    )
+    results = []
+    for backend in ("reference", "cpp"):
+        leaf = x.clone().requires_grad_()
+        spikes, v_last = lif(
+            leaf, v_reset=v_reset, surrogate=surrogate, detach_reset=detach_reset, alpha=4.0, backend=backend
+        )
+        # The last potential of the infinite neurons is infinite or NaN; its gradient is what is looked at.
+        torch.autograd.backward([spikes, v_last], [torch.ones_like(spikes), torch.ones_like(v_last)])
+        results.append((spikes.detach(), v_last.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    for expected, actual in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @needs_native
@@ -192,6 +217,8 @@ def test_reference_gradient_is_the_true_derivative_of_its_smooth_twin() -> None:
     primitives = {
         "atan": lambda u, a: torch.atan(math.pi / 2 * a * u) / math.pi + 0.5,
         "sigmoid": lambda u, a: torch.sigmoid(a * u),
+        "triangle": lambda u, a: 0.5 + (a * u - (a * u).abs() * a * u / 2).where(u.abs() <= 1 / a, u.sign() / 2),
+        "fast_sigmoid": lambda u, a: a * u / (1 + u.abs()),
     }
 
     class Smooth(torch.autograd.Function):
@@ -328,6 +355,12 @@ def test_double_backward_is_refused() -> None:
         ({"v0": torch.zeros(4, device="meta")}, "v0 is .* on meta"),
         ({"v0": torch.zeros(4).to_sparse()}, "v0 is .*sparse"),
         ({"reciprocal_tau": torch.ones(1, dtype=torch.int64)}, "reciprocal_tau is torch.int64"),
+        ({"reciprocal_tau": 0.5}, "reciprocal_tau is a float"),
+        ({"v0": 0.0}, "v0 is a float"),
+        ({"tau": "2"}, "tau is '2'"),
+        ({"tau": None}, "tau is None"),
+        ({"v_reset": "0"}, "v_reset is '0'"),
+        ({"v_threshold": torch.ones(4)}, "v_threshold is tensor"),
         ({"surrogate": "step"}, "surrogate"),
         ({"alpha": -1.0}, "alpha"),
         ({"backend": "cuda9"}, "cuda9"),

@@ -54,8 +54,9 @@ def test_checkpoints_are_the_potentials_at_the_borders_and_change_no_gradient(ev
     assert torch.equal(checkpoints, v_seq[every - 1 : -1 : every])
     arguments = (normal(s_seq.shape, 2), normal(v0.shape, 3), None, x, v0, None)
     saved = torch.ops.snn_core.lif_backward(*arguments, checkpoints, *OPTIONS, every)
-    found = torch.ops.snn_core.lif_backward(*arguments, None, *OPTIONS, 0)
-    assert all(torch.equal(a, b) for a, b in zip(saved, found, strict=True))
+    for absent in (None, torch.empty(0)):
+        found = torch.ops.snn_core.lif_backward(*arguments, absent, *OPTIONS, every)
+        assert all(torch.equal(a, b) for a, b in zip(saved, found, strict=True))
 
 
 @needs_native
@@ -204,7 +205,14 @@ def test_pack_operators_pass_opcheck() -> None:
         (lambda: lif(torch.zeros(3, 4), pack_spikes_dim=1, return_v_seq=True), "return_v_seq"),
         (lambda: lif(torch.zeros(3, 4).requires_grad_(), pack_spikes_dim=1), "gradient"),
         (lambda: lif(torch.zeros(3, 4).requires_grad_(), inplace=True), "gradient"),
-        (lambda: lif(torch.zeros(3, 1).expand(3, 4), inplace=True), "expanded"),
+        (lambda: lif(torch.zeros(3, 1).expand(3, 4), inplace=True), "share memory"),
+        (lambda: lif(torch.zeros(64).as_strided((4, 8), (4, 1)), inplace=True), "share memory"),
+        (lambda: lif(torch.zeros(3, 4), pack_spikes_dim=1.0), r"pack_spikes_dim is 1\.0"),
+        (lambda: pack_spikes([0.0]), "s is a list"),
+        (lambda: pack_spikes(torch.zeros(3, device="meta")), "meta"),
+        (lambda: pack_spikes(torch.zeros(3, 4).to_sparse()), "sparse"),
+        (lambda: unpack_spikes(torch.zeros(3, dtype=torch.uint8, device="meta"), 20), "meta"),
+        (lambda: unpack_spikes(torch.zeros(3, dtype=torch.uint8), 20.0), r"size is 20\.0"),
     ],
 )
 def test_bad_forms_are_named(call: Any, word: str) -> None:
@@ -230,6 +238,14 @@ def test_in_place_writes_the_spikes_over_the_input(dtype: torch.dtype, shape: An
     assert torch.equal(x, expected)
     assert torch.equal(v_last, v_expected)
     assert torch.equal(base[..., 1], other), "elements between those of x"
+
+
+@needs_native
+def test_the_registered_in_place_operator_refuses_overlapping_memory() -> None:
+    lif(torch.zeros(1, 1))
+    for x in (torch.zeros(3, 1).expand(3, 4), torch.zeros(64).as_strided((4, 8), (4, 1))):
+        with pytest.raises(RuntimeError, match="share memory"):
+            torch.ops.snn_core.lif_inplace(x, None, None, *OPTIONS)
 
 
 @needs_native

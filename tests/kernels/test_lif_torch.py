@@ -49,6 +49,15 @@ def test_one_graph_serves_other_shapes_and_other_lengths(shapes: list[tuple[int,
     assert counter.frame_count == 2
 
 
+@pytest.mark.parametrize("neuron", [snn_core.LIF, snn_core.IF, snn_core.PLIF])
+def test_no_graph_break_with_every_number_symbolic(neuron: type[nn.Module]) -> None:
+    torch._dynamo.reset()
+    eager, compiled = neuron(), neuron()
+    run = torch.compile(compiled, fullgraph=True, dynamic=True, backend="aot_eager")
+    x = normal((20, 6, 5), 0)
+    assert torch.equal(run(x), eager(x))
+
+
 def test_inductor_keeps_channels_last_and_gives_the_same_bits() -> None:
     conv = nn.Conv2d(3, 8, 3, padding=1).to(memory_format=torch.channels_last)
 
@@ -120,6 +129,23 @@ def test_gradients_for_every_sample_by_vmap() -> None:
 def test_a_named_backend_refuses_torch_func_grad() -> None:
     with pytest.raises(NotImplementedError, match=r"'cpp' of lif inside torch\.func\.grad"):
         torch.func.grad(lambda x: lif(x, backend="cpp")[0].sum())(normal((3, 4), 0))
+
+
+def test_forward_mode_is_refused() -> None:
+    x = normal((3, 4), 0)
+    for f in (lambda x: lif(x)[1], lambda x: lif(torch.ones(3, 4), x[0])[1]):
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.func.jvp(f, (x,), (torch.ones_like(x),))
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+            f(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(lif(x)[0], lif(x, backend="reference")[0])
+
+
+@pytest.mark.parametrize("form", [{"inplace": True}, {"pack_spikes_dim": -1}])
+def test_vmap_refuses_the_forms(form: dict[str, object]) -> None:
+    with pytest.raises(NotImplementedError, match=r"torch\.func"):
+        torch.func.vmap(lambda x: lif(x, **form)[0])(normal((2, 3, 8), 0))
 
 
 def test_vmap_over_a_learned_tau_is_refused() -> None:

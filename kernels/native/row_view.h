@@ -1,35 +1,16 @@
-// Tensors of the LIF operator as rows of contiguous elements, whatever their dtype and strides are.
+// Tensors as rows of contiguous elements, whatever their dtype and strides are.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <cstdint>
 
-#include "lif/lif_rows.h"
 #include "native/cpu_features.h"
+#include "native/row_tools.h"
 #include "native/strided.h"
 #include "native/tensors.h"
 
 namespace snn_core {
 
-#if defined(SNN_HAS_AVX512)
-#define SNN_PICK_AVX512(name) case Isa::kAvx512: return name##_avx512;
-#else
-#define SNN_PICK_AVX512(name)
-#endif
-#if defined(SNN_HAS_AVX2)
-#define SNN_PICK_AVX2(name) case Isa::kAvx2: return name##_avx2;
-#else
-#define SNN_PICK_AVX2(name)
-#endif
-#define SNN_PICK(name)            \
-  switch (active_isa()) {         \
-    SNN_PICK_AVX512(name)         \
-    SNN_PICK_AVX2(name)           \
-    default: return name##_baseline; \
-  }
-
-inline const LifForwardTable& forward_table() { SNN_PICK(lif_forward) }
-inline const LifBackwardTable& backward_table() { SNN_PICK(lif_backward) }
 inline const RowTools& row_tools() { SNN_PICK(row_tools) }
 
 inline Storage storage_of(const Tensor& t) {
@@ -45,7 +26,7 @@ inline Storage storage_of(const Tensor& t) {
 
 inline int64_t storage_bytes(Storage storage) { return storage == kFloat32 ? 4 : 2; }
 
-// One tensor of the operator: [T, ...] or, with time_stride 0, [...]. Strides in elements.
+// One tensor of an operator: [T, ...] or, with time_stride 0, [...]. Strides in elements.
 struct Operand {
   char* data = nullptr;
   Storage storage = kFloat32;
