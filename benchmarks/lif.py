@@ -128,6 +128,7 @@ def body(arguments: argparse.Namespace, finished: list[Cell]) -> dict[str, Any]:
     libraries = ("spikingjelly", "snntorch", "norse", "sinabs", "triton")
     return {
         **{key: finished[0][key] for key in shared},
+        "allocator": arguments.allocator if arguments.device == "cpu" else None,
         "versions": {name: version(name) for name in libraries},
         "cells": [own(cell) for cell in finished if "contender" not in cell],
         "memory": [own(cell) for cell in finished if "contender" in cell],
@@ -212,6 +213,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--groups", nargs="*", choices=GROUPS, default=GROUPS, help="who is compared with ours")
     parser.add_argument("--unroll", type=int, default=64, help="largest T that is compiled as a whole")
     parser.add_argument("--memory", choices=["largest", "all", "none"], default="largest", help="its shapes")
+    parser.add_argument(
+        "--allocator", choices=("keep", "default"), default="keep", help="CPU: whether freed memory is kept for reuse"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-lif"), help="finished cells")
     parser.add_argument("--json", type=Path, help="result file; default benchmarks/results/lif_<device>.json")
     arguments = parser.parse_args()
@@ -233,7 +237,7 @@ def keep_memory() -> None:
 def main() -> int:
     """Measure every cell and write the result. Returns 1 when something was not equal or failed."""
     arguments = parse()
-    if arguments.device == "cpu":
+    if arguments.device == "cpu" and arguments.allocator == "keep":
         keep_memory()
     finished = run_cells(grid(arguments), work, arguments.work, processes=1, fresh=True)
     show(cell for cell in finished if "contender" not in cell)

@@ -25,7 +25,7 @@ namespace snn_core {
 namespace {
 
 constexpr int64_t kHistory = 128 * 1024;  // floats of h kept: 512 kB, half a typical L2 cache
-constexpr int64_t kMinBlock = 512, kMaxBlock = 2048;
+constexpr int64_t kMinBlock = 512, kMaxBlock = 2048, kFusedBlock = 8192;
 
 enum { kX, kGx, kGs, kGvSeq, kCheckpoints, kV0, kGvLast, kGv0, kCount };
 
@@ -173,9 +173,34 @@ struct BackwardBlock {
     }
   }
 
+  // Whether all is in a form for the fused kernel, which takes the whole sequence.
+  static bool fusible(const Options& o, int64_t steps, bool learn_tau) {
+    return steps == kFusedSteps && !o.variant.divide && !learn_tau;
+  }
+
+  void run_fused() const {
+    const auto& v = o.variant;
+    const RowView &x = view(kX), &gs = view(kGs), &gx = view(kGx);
+    const bool own = !one_for_all();
+    load_border(0, scratch.v);
+    const FusedRows rows{x.at(0),
+                         x.operand.time_stride,
+                         own ? gs.at(0) : reinterpret_cast<char*>(scratch.one_for_all),
+                         own ? gs.operand.time_stride : 0,
+                         scratch.v,
+                         scratch.carry,
+                         gx.at(0),
+                         gx.operand.time_stride,
+                         block.n,
+                         v.decay_input,
+                         stream};
+    backward_table().fused[gx.operand.storage][v.surrogate][v.soft_reset][v.detach_reset](rows, o.p);
+    store_state(view(kGv0), 0, scratch.carry, block.n);
+  }
+
   double run() const {
     const int64_t chunks = (steps + chunk - 1) / chunk;
-    if (!view(kCheckpoints).operand) find_borders(chunks);
+    if (!view(kCheckpoints).operand && chunks > 1) find_borders(chunks);
     load_state(view(kGvLast), 0.0f, scratch.carry, block.n);
     const RowView& gs = view(kGs);
     const bool whole = view(kX).contiguous() && view(kGx).contiguous() && !view(kGvSeq).operand && !learn_tau &&
@@ -184,6 +209,10 @@ struct BackwardBlock {
       scratch.spread(nullptr, 0, block.n);
     } else if (whole && one_for_all()) {
       scratch.spread(gs.at(0), storage_bytes(gs.operand.storage), block.n);
+    }
+    if (whole && fusible(o, steps, learn_tau)) {
+      run_fused();
+      return 0.0;
     }
     double tau_sum = 0.0;
     for (int64_t c = chunks - 1; c >= 0; --c) {
@@ -241,7 +270,9 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTenso
       sequence_operand(x),  sequence_operand(gx), sequence(maybe(gs)),   sequence(maybe(gv_seq)),
       sequence(saved ? &*checkpoints : nullptr), state(maybe(v0)), state(maybe(gv_last)), state_operand(gv0)};
   const int64_t span = saved ? std::min(steps, checkpoint_every) : steps;
-  const Blocking blocking(geometry, std::clamp(kHistory / span / 64 * 64, kMinBlock, kMaxBlock));
+  // Nothing but rows passes through the caches where h stays in registers: longer rows then.
+  const int64_t widest = BackwardBlock::fusible(o, steps, reciprocal_tau.has_value()) ? kFusedBlock : kMaxBlock;
+  const Blocking blocking(geometry, std::clamp(kHistory / span / 64 * 64, kMinBlock, widest));
   const int64_t chunk = saved ? checkpoint_every : std::min(steps, std::max<int64_t>(1, kHistory / blocking.width));
   const int64_t chunks = (steps + chunk - 1) / chunk;
   const bool stream = large(gx);

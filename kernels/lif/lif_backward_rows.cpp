@@ -82,7 +82,71 @@ struct Body {
   static SNN_VECTOR_INLINE F step(F gs, F h, F& gv, const LifParameters& p) {
     return lif_step_backward<kSurrogate, kSoftReset, kDetachReset>(gs, h, gv, p);
   }
+  template <class F>
+  static SNN_VECTOR_INLINE F reset(F h, const LifParameters& p) {
+    return lif_reset<kSoftReset>(h, p);
+  }
 };
+
+// A charge whose decay_input is a run-time value, without a branch: one of `in` and `added` is x, the other 0.
+template <class F>
+SNN_VECTOR_INLINE F charge_multiplying(F x, F v, typename LaneTraits<F>::U decay_mask, const LifParameters& p) {
+  using L = LaneTraits<F>;
+  const F in = L::value(L::bits(x) & decay_mask), added = L::value(L::bits(x) & ~decay_mask);
+  return v + (in - (v - p.v_reset)) * p.reciprocal_tau + added;
+}
+
+// Vectors of F at element i: forward through the steps, then back, with h in registers.
+template <class Body, bool kStream, class F, int kVectors, class X>
+SNN_VECTOR_INLINE void there_and_back(const FusedRows& r, int64_t i, const LifParameters& p) {
+  using L = LaneTraits<F>;
+  constexpr int lanes = L::lanes, steps = kFusedSteps;
+  const X *x = static_cast<const X*>(r.x) + i, *gs = static_cast<const X*>(r.gs) + i;
+  X* gx = static_cast<X*>(r.gx) + i;
+  const typename L::U decay_mask = typename L::U{} - (r.decay_input ? 1u : 0u);
+  F h[steps][kVectors], state[kVectors];
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) state[k] = load<F>(r.v + i + k * lanes);
+#pragma GCC unroll 4
+  for (int t = 0; t < steps; ++t) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) {
+      h[t][k] = charge_multiplying(load<F>(x + t * r.x_stride + k * lanes), state[k], decay_mask, p);
+      state[k] = Body::reset(h[t][k], p);
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) state[k] = load<F>(r.gv + i + k * lanes);
+#pragma GCC unroll 4
+  for (int t = steps - 1; t >= 0; --t) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k) {
+      const F gh = Body::step(load<F>(gs + t * r.gs_stride + k * lanes), h[t][k], state[k], p);
+      store<kStream>(gx + t * r.gx_stride + k * lanes, gh * p.input_scale);
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) store<false>(r.gv + i + k * lanes, state[k]);
+}
+
+template <class Body, bool kStream, class X>
+SNN_VECTOR_INLINE void fused_run(const FusedRows& r, LifParameters p) {
+  constexpr int vectors = kLanes == 16 ? 2 : 1, strip = vectors * kLanes;
+  int64_t i = 0;
+  for (; i + strip <= r.n; i += strip) there_and_back<Body, kStream, VectorF, vectors, X>(r, i, p);
+  for (; i < r.n; ++i) there_and_back<Body, false, float, 1, X>(r, i, p);
+}
+
+template <class X, int kSurrogate, bool kSoftReset, bool kDetachReset>
+void fused(const FusedRows& r, const LifParameters& p) {
+  using B = Body<kSurrogate, kSoftReset, kDetachReset>;
+  if (r.stream) {
+    fused_run<B, true, X>(r, p);
+    stream_fence();
+  } else {
+    fused_run<B, false, X>(r, p);
+  }
+}
 
 template <class X, int kSurrogate, bool kSoftReset, bool kDetachReset>
 void backward(const BackwardRows& r, const LifParameters& p) {
@@ -95,20 +159,22 @@ void backward(const BackwardRows& r, const LifParameters& p) {
   }
 }
 
-#define SNN_RESETS(X, S)                                                              \
-  {                                                                                   \
-    {backward<X, S, false, false>, backward<X, S, false, true>}, {                    \
-      backward<X, S, true, false>, backward<X, S, true, true>                         \
-    }                                                                                 \
+#define SNN_RESETS(kernel, X, S)                                        \
+  {                                                                     \
+    {kernel<X, S, false, false>, kernel<X, S, false, true>}, {          \
+      kernel<X, S, true, false>, kernel<X, S, true, true>               \
+    }                                                                   \
   }
-#define SNN_SURROGATES(X)                                                                                       \
-  {                                                                                                             \
-    SNN_RESETS(X, kATan), SNN_RESETS(X, kSigmoid), SNN_RESETS(X, kTriangle), SNN_RESETS(X, kRectangle),         \
-        SNN_RESETS(X, kFastSigmoid)                                                                             \
+#define SNN_SURROGATES(kernel, X)                                                                      \
+  {                                                                                                    \
+    SNN_RESETS(kernel, X, kATan), SNN_RESETS(kernel, X, kSigmoid), SNN_RESETS(kernel, X, kTriangle),   \
+        SNN_RESETS(kernel, X, kRectangle), SNN_RESETS(kernel, X, kFastSigmoid)                         \
   }
+#define SNN_STORAGES(kernel) \
+  { SNN_SURROGATES(kernel, float), SNN_SURROGATES(kernel, Bf16), SNN_SURROGATES(kernel, Fp16) }
+
 }  // namespace
 
-extern const LifBackwardTable SNN_CONCAT(lif_backward_, SNN_ISA) = {
-    {SNN_SURROGATES(float), SNN_SURROGATES(Bf16), SNN_SURROGATES(Fp16)}};
+extern const LifBackwardTable SNN_CONCAT(lif_backward_, SNN_ISA) = {SNN_STORAGES(backward), SNN_STORAGES(fused)};
 
 }  // namespace snn_core

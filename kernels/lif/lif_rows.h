@@ -35,8 +35,25 @@ struct BackwardRows {
   bool stream;
 };
 
+// The whole backward of sequences of kFusedSteps steps: h is recomputed into registers, for a charge without division.
+constexpr int64_t kFusedSteps = 4;
+struct FusedRows {
+  const void* x;  // storage type, as gs and gx
+  int64_t x_stride;
+  const void* gs;
+  int64_t gs_stride;
+  const float* v;  // before the first step
+  float* gv;       // gradient of v after the last step, then of v before the first
+  void* gx;
+  int64_t gx_stride;
+  int64_t n;
+  bool decay_input;
+  bool stream;
+};
+
 using ForwardKernel = void (*)(const ForwardRows&, const LifParameters&);
 using BackwardKernel = void (*)(const BackwardRows&, const LifParameters&);
+using FusedKernel = void (*)(const FusedRows&, const LifParameters&);
 
 struct LifForwardTable {
   using Variants = ForwardKernel[2][2][2];  // [decay_input][divide][soft_reset]
@@ -46,7 +63,9 @@ struct LifForwardTable {
 };
 
 struct LifBackwardTable {
-  BackwardKernel kernel[kStorageCount][kSurrogateCount][2][2];  // [storage][surrogate][soft_reset][detach_reset]
+  // [storage][surrogate][soft_reset][detach_reset]
+  BackwardKernel kernel[kStorageCount][kSurrogateCount][2][2];
+  FusedKernel fused[kStorageCount][kSurrogateCount][2][2];
 };
 
 #define SNN_DECLARE_TABLES(isa)                        \

@@ -78,6 +78,46 @@ def test_nothing_is_saved_where_no_gradient_is_needed(monkeypatch: pytest.Monkey
     assert len(kept) == 2
 
 
+# Four steps have a backward of their own.
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("surrogate", ["atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid"])
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
+def test_four_steps_give_the_bits_of_the_general_backward(
+    dtype: torch.dtype, surrogate: str, decay_input: bool, v_reset: float | None
+) -> None:
+    """A gradient that is not contiguous takes the general path."""
+    x, v0 = normal((4, 3, 333), 0).to(dtype), normal((3, 333), 1)
+    for detach_reset in (True, False):
+        options = {"decay_input": decay_input, "v_reset": v_reset, "detach_reset": detach_reset}
+        results = []
+        for strided in (False, True):
+            leaf, state = x.clone().requires_grad_(), v0.clone().requires_grad_()
+            s_seq, v_last = lif(leaf, state, surrogate=surrogate, backend="cpp", **options)
+            gradient = normal((*s_seq.shape, 2), 2).to(dtype)[..., 0]
+            gradients = [gradient if strided else gradient.contiguous(), normal(v_last.shape, 3)]
+            torch.autograd.backward([s_seq, v_last], gradients)
+            results.append((leaf.grad, state.grad))
+        assert torch.equal(results[0][0], results[1][0])
+        assert torch.equal(results[0][1], results[1][1])
+
+
+@needs_native
+@pytest.mark.parametrize("width", [1, 15, 16, 31, 4096, 40_007])
+def test_four_steps_of_every_width_equal_the_reference(width: int) -> None:
+    x = normal((4, width), 0)
+    for options in ({}, {"decay_input": False, "tau": math.inf, "v_reset": None}):
+        results = []
+        for backend in ("reference", "cpp"):
+            leaf = x.clone().requires_grad_()
+            lif(leaf, backend=backend, **options)[0].backward(normal(x.shape, 1))
+            results.append(leaf.grad)
+        torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=2e-6)
+
+
 # 16-bit storage.
 
 
