@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_core.kernels.lif.schema import empty_sequence_like, packed_size
+from snn_core.kernels.lif.triton_checks import check_inputs, check_tensor
 from snn_core.kernels.lif.triton_kernels import CHUNK, backward_kernel, forward_kernel, packed_kernel
+from snn_core.kernels.native.library import dense_strides, empty_sequence_like, may_overlap, packed_size
 from snn_core.kernels.native.triton_launch import (
     VECTOR_BYTES,
     Config,
@@ -24,6 +25,7 @@ from snn_core.kernels.native.triton_launch import (
     choose_config,
     interpreted,
     is_vectorisable,
+    last_bit,
     launch,
     packed_alignment,
     plan_walk,
@@ -68,7 +70,7 @@ def _parameters(
     tau: float, v_threshold: float, v_reset: float | None, decay_input: bool, detach_reset: bool, surrogate: int,
     alpha: float, learned: bool,
 ) -> Parameters:  # fmt: skip
-    """As ``make_options`` in lif.cpp: 1 / tau is a factor only where that rounds like the division by tau."""
+    """As ``make_options`` in options.h: 1 / tau is a factor only where that rounds like the division by tau."""
     tau, alpha = _float32(tau), _float32(alpha)
     divide = not learned and math.isfinite(tau) and math.frexp(tau)[0] != 0.5
     width = {2: 1.0, 3: 0.5}.get(surrogate, 0.0) / alpha
@@ -109,12 +111,13 @@ def _plan(step: Tensor, operands: list[Operand]) -> tuple[Walk, list[Operand]]:
     return walk, operands
 
 
-def _alignment(walk: Walk, operands: Sequence[Operand], element_size: int) -> int:
-    """Elements in 16 bytes of x where every operand with unit stride can be read so, else 1."""
+def _alignment(walk: Walk, operands: Sequence[Operand], element_size: int, checkpoints: Tensor | None) -> int:
+    """Elements in 16 bytes of x where every operand with unit stride, and ``checkpoints``, can be read so, else 1."""
     per_vector = VECTOR_BYTES // element_size
     unit = [o for o, strides in zip(operands, walk.strides, strict=True) if o.tensor is not None and strides[3] is None]
     tensors = [o.tensor for o in unit if o.tensor is not None]
     time_strides = [o.tensor.stride(0) for o in unit if o.tensor is not None and o.is_sequence]
+    tensors += [] if checkpoints is None else [checkpoints]  # dense: neurons are a multiple where walk.inner is one
     extents = (walk.inner, *walk.aligned_strides, *time_strides)
     return per_vector if is_vectorisable(tensors, per_vector, extents) else 1
 
@@ -154,7 +157,7 @@ def _run_forward(
     checkpoints = outputs[3]
     unroll = _steps_class(steps, 8)
     constants = {
-        **parameters.forward, **walk.constants, "ALIGN": _alignment(walk, operands, x.element_size()),
+        **parameters.forward, **walk.constants, "ALIGN": _alignment(walk, operands, x.element_size(), None),
         "UNROLL": unroll, "INPLACE": inplace,
     }  # fmt: skip
     arguments = (
@@ -167,8 +170,10 @@ def _run_forward(
         block = config.block(x.element_size())
         launch(forward_kernel, _cdiv(walk.count, block), arguments, config, **constants, BLOCK=block)
 
-    # In place a second run would read spikes for x, so nothing is timed then.
-    run(_config("forward", x, walk, FORWARD_CONFIGS, unroll, None if inplace else run))
+    # In place a second run would read spikes for x, and a backward that rebuilds checkpoints writes less than a forward
+    # does: what is fastest for that must not stay. So nothing is timed then.
+    timed = run if outputs[0] is not None and not inplace else None
+    run(_config("forward", x, walk, FORWARD_CONFIGS, unroll, timed))
     if inplace and x is not x_seq:
         x_seq.copy_(x)
 
@@ -179,6 +184,7 @@ def lif_triton(
     return_v_seq: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``snn_core::lif_triton``: s_seq, v_last, v_seq, checkpoints."""
+    check_inputs(x_seq, v0, reciprocal_tau)
     s_seq = empty_sequence_like(x_seq)
     v_last = torch.empty_like(x_seq[0], dtype=torch.float32)
     v_seq = torch.empty_like(s_seq) if return_v_seq else x_seq.new_empty(0)
@@ -200,8 +206,9 @@ def lif_triton_inplace(
     v_reset: float | None, decay_input: bool, detach_reset: bool, surrogate: int, alpha: float,
 ) -> Tensor:  # fmt: skip
     """``snn_core::lif_triton_inplace``: spikes over ``x_seq``; returns v_last."""
-    if any(stride == 0 and size > 1 for size, stride in zip(x_seq.shape, x_seq.stride(), strict=True)):
-        raise RuntimeError("lif: x_seq is expanded (several elements share memory), so it cannot be overwritten")
+    check_inputs(x_seq, v0, reciprocal_tau)
+    if may_overlap(x_seq):
+        raise RuntimeError("lif_inplace: elements of x_seq share memory")
     v_last = torch.empty_like(x_seq[0], dtype=torch.float32)
     if v_last.numel() > 0:
         parameters = _parameters(
@@ -215,17 +222,15 @@ def _checkpoints(
     x_seq: Tensor, v0: Tensor | None, reciprocal_tau: Tensor | None, parameters: Parameters, step: Tensor,
     checkpoints: Tensor | None, checkpoint_every: int,
 ) -> Tensor | None:  # fmt: skip
-    """v with which every chunk but the first starts; None where one chunk is all. Computed if they do not fit."""
+    """v with which every chunk but the first starts; None where one chunk is all. Computed if absent, of another
+    distance or not laid out as the forward does."""
     count = (x_seq.shape[0] - 1) // CHUNK
     if count == 0:
         return None
-    if (
-        checkpoints is not None
-        and checkpoint_every == CHUNK
-        and checkpoints.shape[0] == count
-        and checkpoints.stride() == (step.numel(), *step.stride())
-    ):
-        return checkpoints
+    if checkpoints is not None and checkpoint_every == CHUNK and checkpoints.numel() > 0:
+        check_tensor(checkpoints, x_seq, "checkpoints", (count, *step.shape), torch.float32)
+        if checkpoints.stride() == (step.numel(), *step.stride()):
+            return checkpoints
     rebuilt = empty_sequence_like(x_seq, count, torch.float32)
     last = x_seq[: count * CHUNK]
     _run_forward(last, v0, reciprocal_tau, parameters, step, (None, None, None, rebuilt), CHUNK)
@@ -241,6 +246,10 @@ def lif_triton_backward(
 
     Checkpoints of another distance than 16, or none, are computed anew from ``x_seq``.
     """
+    check_inputs(x_seq, v0, reciprocal_tau)
+    check_tensor(grad_v_last, x_seq, "grad_v_last", x_seq.shape[1:], torch.float32)
+    check_tensor(grad_s, x_seq, "grad_s", x_seq.shape, x_seq.dtype)
+    check_tensor(grad_v_seq, x_seq, "grad_v_seq", x_seq.shape, x_seq.dtype)
     grad_x = empty_sequence_like(x_seq)
     grad_v0 = torch.empty_like(x_seq[0], dtype=torch.float32)
     if grad_v0.numel() == 0:
@@ -270,8 +279,8 @@ def _run_backward(
     steps, size = x.shape[0], x.element_size()
     steps_class = _steps_class(steps, CHUNK)
     constants = {
-        **parameters.backward, **walk.constants, "ALIGN": _alignment(walk, operands, size), "STEPS": steps_class,
-        "AHEAD": min(steps_class, 4),
+        **parameters.backward, **walk.constants, "ALIGN": _alignment(walk, operands, size, checkpoints),
+        "STEPS": steps_class, "AHEAD": min(steps_class, 4),
     }  # fmt: skip
     times = (0 if t is None else t.stride(0) for t in (x, grad_s, grad_v_seq))
     scalars = (steps, walk.count, *times, *parameters.charge, *parameters.surrogate, *walk.sizes)
@@ -312,10 +321,13 @@ def lif_triton_packed(
     v_reset: float | None, decay_input: bool, detach_reset: bool, surrogate: int, alpha: float, dim: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``snn_core::lif_triton_packed``: spikes, eight a byte along ``dim``, and v_last."""
-    size = x_seq.shape[dim]
-    step = x_seq[0].narrow(dim - 1, 0, packed_size(size)) if size > 0 else x_seq[0]
-    packed = empty_sequence_like(step.unsqueeze(0), x_seq.shape[0], torch.uint8)
+    check_inputs(x_seq, v0, reciprocal_tau)
+    if not 0 < dim < x_seq.ndim:
+        raise RuntimeError("lif: dim to pack must be a dimension after the first")
     v_last = torch.empty_like(x_seq[0], dtype=torch.float32)
+    size = [packed_size(extent) if d == dim - 1 else extent for d, extent in enumerate(v_last.shape)]
+    stride = (math.prod(size), *dense_strides(size, v_last.stride()))
+    packed = x_seq.new_empty_strided((x_seq.shape[0], *size), stride, dtype=torch.uint8)
     if v_last.numel() > 0:
         parameters = _parameters(
             tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, reciprocal_tau is not None
@@ -330,16 +342,16 @@ def _run_packed(
 ) -> None:  # fmt: skip
     size = x.shape[dim]
     count = tuple(1 if d == dim - 1 else 0 for d in range(x.ndim - 1)) if size % 8 else None
-    pairs = [_byte_strides(None if t is None else t, dim - 1) for t in (x[0], v0, v_last)]
+    pairs = [_byte_strides(t, dim - 1) for t in (x[0], v0, v_last)]
     operands = (*(strides for strides, _ in pairs), count)
-    walk = plan_walk(tuple(packed.shape[1:]), packed.stride()[1:], operands)
+    bits = [bit for _, bit in pairs]
+    walk = plan_walk(tuple(packed.shape[1:]), packed.stride()[1:], operands, last_bit(*bits))
     if walk is None:
         if x.stride() == (v_last.numel(), *v_last.stride()):
             raise RuntimeError(f"lif: a step of shape {tuple(x.shape[1:])} has too many dimensions to be packed")
         dense = v_last.new_empty_strided(x.shape, (v_last.numel(), *v_last.stride()), dtype=x.dtype).copy_(x)
         v0 = None if v0 is None else torch.empty_like(v_last).copy_(v0)
         return _run_packed(dense, v0, reciprocal_tau, parameters, packed, v_last, dim)
-    bits = [bit for _, bit in pairs]
     align, bit_align = packed_alignment(walk, x, (x.stride(0),), bits[0])
     across = bits[0] is not None  # the neurons of a byte are far apart: a thread takes all eight
     unroll = 1 if across else _steps_class(x.shape[0], 4)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from snn_core.kernels.native.triton_launch import aligned, block_offsets
+from snn_core.kernels.native.triton_launch import bit_offsets, block_offsets
 
 #: Time steps whose h the backward keeps in registers; also the distance of its checkpoints.
 CHUNK = 16
@@ -195,7 +195,7 @@ def backward_kernel(
     gvs_base, gvs_offset = block_offsets(start, lane, sizes, (gvs_0, gvs_1, gvs_2, gvs_3), DIMS, WIDE, ALIGN, gvs_align)
     q = reciprocal_tau if q_pointer is None else tl.load(q_pointer)
     gv = tl.zeros([BLOCK], tl.float32)
-    tau_sum = tl.zeros([BLOCK], tl.float32)
+    tau_sum = tl.zeros([BLOCK], tl.float64)
     if grad_v_last is not None:
         gvl_base, gvl_offset = block_offsets(
             start, lane, sizes, (gvl_0, gvl_1, gvl_2, gvl_3), DIMS, WIDE, ALIGN, gvl_align
@@ -220,6 +220,7 @@ def backward_kernel(
             h = charge(x_t, v, q, tau, v_reset, DECAY_INPUT, DIVIDE)
             v = reset(h, v_threshold, v_reset, SOFT_RESET)
             hs = hs + (h,)
+        chunk_sum = tl.zeros([BLOCK], tl.float32)  # float32 within a chunk alone, so that errors do not grow with T
         for last in tl.static_range(STEPS - 1, 0 - 1, 0 - AHEAD):
             gss = ()
             if grad_s is not None:
@@ -244,11 +245,13 @@ def backward_kernel(
                     if DECAY_INPUT:
                         row = (first + i).to(tl.int64) * x_time + x_base
                         slope += load_block(x, row, x_offset, mask & live, x_align)
-                    tau_sum += tl.where(live, gh * slope, 0.0)
+                    chunk_sum += tl.where(live, gh * slope, 0.0)
+        if tau_partials is not None:
+            tau_sum += chunk_sum.to(tl.float64)
         first -= STEPS
     store_block(grad_v0, start, lane, gv, mask, ALIGN)
     if tau_partials is not None:
-        total = tl.sum(tl.where(mask, tau_sum, 0.0).to(tl.float64), axis=0)
+        total = tl.sum(tl.where(mask, tau_sum, 0.0), axis=0)
         tl.store(tau_partials + tl.program_id(0), total)
 
 
@@ -273,7 +276,7 @@ def packed_kernel(
     bit = tl.arange(0, 8)[None, :]
     x_align: tl.constexpr = ALIGN * BIT_ALIGN
     x_base, x_offset = block_offsets(start, lane, sizes, (x_0, x_1, x_2, x_3), DIMS, WIDE, ALIGN, x_align)
-    x_offset = x_offset[:, None] + (bit if x_bit is None else bit * aligned(x_bit, ALIGN))
+    x_offset = x_offset[:, None] + bit_offsets(bit, x_bit, ALIGN, WIDE)
     mask = byte_mask[:, None]
     if TAIL:
         i_base, i_offset = block_offsets(start, lane, sizes, (i_0, i_1, i_2, i_3), DIMS, WIDE, ALIGN, 1)
@@ -282,7 +285,7 @@ def packed_kernel(
     v = tl.full([BLOCK, 8], 0.0, tl.float32) + v_reset
     if v0 is not None:
         v0_base, v0_offset = block_offsets(start, lane, sizes, (v0_0, v0_1, v0_2, v0_3), DIMS, WIDE, ALIGN, 1)
-        v0_offset = v0_offset[:, None] + (bit if v0_bit is None else bit * v0_bit)
+        v0_offset = v0_offset[:, None] + bit_offsets(bit, v0_bit, 1, WIDE)
         v = load_block(v0, v0_base, v0_offset, mask, 1)
     t = 0
     while t < T:
@@ -298,5 +301,5 @@ def packed_kernel(
             store_block(packed, row, lane, byte, byte_mask & (t + i < T), 1)
         t += UNROLL
     vl_base, vl_offset = block_offsets(start, lane, sizes, (vl_0, vl_1, vl_2, vl_3), DIMS, WIDE, ALIGN, LAST_ALIGN)
-    vl_offset = vl_offset[:, None] + (bit if vl_bit is None else bit * aligned(vl_bit, LAST_ALIGN))
+    vl_offset = vl_offset[:, None] + bit_offsets(bit, vl_bit, LAST_ALIGN, WIDE)
     store_block(v_last, vl_base, vl_offset, v, mask, LAST_ALIGN)

@@ -54,7 +54,7 @@ def block_offsets(  # type: ignore[no-untyped-def]
         if strides[3] is not None:
             base, offset = start * aligned(strides[3], HINT), offset * aligned(strides[3], HINT)
     elif strides[2] is not None:
-        # Without WIDE every offset fits 32 bits, where integer division is several times cheaper.
+        # Without WIDE every offset fits 32 bits, where integer division takes fewer instructions.
         index = start + offset if WIDE else start.to(tl.int32) + offset
         inner = aligned(sizes[2], ALIGN)
         base, offset = start * 0, index % inner
@@ -102,11 +102,12 @@ def merge_dimensions(
     return tuple(sizes), tuple(tuple(m) for m in merged)
 
 
-def reaches_beyond_32_bits(sizes: Sequence[int], operands: Sequence[Strides]) -> bool:
-    """Whether an index or an offset of the walk needs 64 bits."""
+def reaches_beyond_32_bits(sizes: Sequence[int], operands: Sequence[Strides], beyond: int = 0) -> bool:
+    """Whether an index or an offset of the walk, or one that is ``beyond`` more, needs 64 bits."""
     limit = 2**31 - 2**16  # indices of a whole last block are computed, and only then masked
     return math.prod(sizes) >= limit or any(
-        sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) >= limit for strides in operands
+        sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + beyond >= limit
+        for strides in operands
     )
 
 
@@ -144,10 +145,13 @@ class Walk:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_walk(size: tuple[int, ...], order: Strides, operands: tuple[Strides | None, ...]) -> Walk | None:
+def plan_walk(
+    size: tuple[int, ...], order: Strides, operands: tuple[Strides | None, ...], beyond: int = 0
+) -> Walk | None:
     """The walk over elements of shape ``size`` by descending ``order``; None where it takes more than four dimensions.
 
-    ``order`` are the strides of the outputs (dense, unless they are among the operands too).
+    ``order`` are the strides of the outputs (dense, unless they are among the operands too). ``beyond``: how far from
+    an element of the walk a kernel goes, at most (to the last bit of a byte).
     """
     sizes, merged = merge_dimensions(size, order, (order, *(strides for strides in operands if strides is not None)))
     if len(sizes) > MAX_DIMS:
@@ -155,10 +159,10 @@ def plan_walk(size: tuple[int, ...], order: Strides, operands: tuple[Strides | N
     found = iter(merged[1:])
     strides = tuple(kernel_strides(sizes, None if operand is None else next(found)) for operand in operands)
     aligned = tuple(stride for operand in merged if operand[-1] == 1 for stride in operand[:-1])
-    if len(sizes) == 1:  # only lane * stride is computed in 32 bits then
-        wide = any(operand[0] >= 2**15 for operand in merged)
+    if len(sizes) == 1:  # only lane * stride (and what is beyond) is computed in 32 bits then
+        wide = any(operand[0] >= 2**15 for operand in merged) or beyond >= 2**30
     else:
-        wide = reaches_beyond_32_bits(sizes, merged)
+        wide = reaches_beyond_32_bits(sizes, merged, beyond)
     constants = {"DIMS": len(sizes), "WIDE": wide}
     return Walk(math.prod(size), sizes[-1], kernel_sizes(sizes), strides, constants, aligned)
 
@@ -183,6 +187,20 @@ def packed_alignment(walk: Walk, tensor: Tensor, extra: Sequence[int], bit_strid
         extents = (walk.inner, *strides, *extra, bit_stride)
         return (per_vector if is_vectorisable([tensor], per_vector, extents) else 1), 1
     return 1, 8 if bit_stride is None and is_vectorisable([tensor], 8, (*strides, *extra)) else 1
+
+
+@triton.jit
+def bit_offsets(bit, stride, ALIGN: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where the elements of a byte lie, from the first: ``bit`` is their number. A stride of None is 1."""
+    offset = bit
+    if stride is not None:
+        offset = (bit.to(tl.int64) if WIDE else bit) * aligned(stride, ALIGN)
+    return offset
+
+
+def last_bit(*bit_strides: int | None) -> int:
+    """The furthest of :func:`bit_offsets`: ``beyond`` of :func:`plan_walk`."""
+    return max(7 * (1 if stride is None else stride) for stride in bit_strides)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from snn_core.kernels.lif.schema import dense_strides, packed_size
+from snn_core.kernels.native.library import dense_strides, packed_size
 from snn_core.kernels.native.triton_launch import (
     Config,
-    aligned,
+    bit_offsets,
     block_offsets,
     interpreted,
+    last_bit,
     launch,
     packed_alignment,
     plan_walk,
@@ -47,7 +48,7 @@ def _spike_pointers(  # type: ignore[no-untyped-def]
     row = s + base
     if ALIGN * BIT_ALIGN > 1:
         row = tl.multiple_of(row, 16)
-    offset = offset[:, None] + (bit if bit_stride is None else bit * aligned(bit_stride, ALIGN))
+    offset = offset[:, None] + bit_offsets(bit, bit_stride, ALIGN, WIDE)
     exists = mask[:, None]
     if TAIL:
         i_base, i_offset = block_offsets(start, lane, sizes, i_strides, DIMS, WIDE, ALIGN, 1)
@@ -101,7 +102,7 @@ def _run(kernel: Any, s: Tensor, packed: Tensor, dim: int) -> bool:
     size = s.shape[dim]
     count = tuple(int(d == dim) for d in range(s.ndim)) if size % 8 else None
     order = packed.stride() if kernel is pack_kernel else tuple(stride)
-    walk = plan_walk(tuple(packed.shape), order, (tuple(stride), packed.stride(), count))
+    walk = plan_walk(tuple(packed.shape), order, (tuple(stride), packed.stride(), count), last_bit(bit_stride))
     if walk is None:
         return False
     align, bit_align = packed_alignment(walk, s, (), bit_stride)

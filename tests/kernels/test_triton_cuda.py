@@ -166,3 +166,18 @@ def test_more_than_2_to_the_31_elements() -> None:
     s_seq, _ = lif(x, backend="triton")
     assert s_seq.sum(dtype=torch.float32).item() == 10
     assert s_seq[:, -5:].min().item() == 1
+
+
+def test_bits_of_a_byte_beyond_32_bits() -> None:
+    """Seven strides along the packed dimension are more than 2^31, one is less."""
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of GPU memory")
+    s = torch.zeros((8, 2**29), dtype=torch.float16, device="cuda")
+    s[:, -3:] = 1
+    packed = pack_spikes(s, 0, backend="triton")
+    assert packed.sum(dtype=torch.int64).item() == 3 * 255
+    assert packed[0, -3:].min().item() == 255
+    again = unpack_spikes(packed, 8, 0, dtype=torch.float16, backend="triton")
+    assert torch.equal(again, s)
+    spikes, _ = lif(s[None] * 3, backend="triton", pack_spikes_dim=1)
+    assert torch.equal(spikes[0], packed)

@@ -173,9 +173,24 @@ def wide_offsets() -> None:
         assert triton_launch.plan_walk((2, 3), (3, 1), ((1, 2),)).constants["WIDE"]
         layout("batch_first")
         layout("time_last")
+        packed("permuted", 2, torch.float32)
+        packed("contiguous", 4, torch.float16)
+        spike_pack(torch.float32)
     finally:
         triton_launch.reaches_beyond_32_bits = before
         triton_launch.plan_walk.cache_clear()
+
+
+@case
+def learned_tau_over_many_steps() -> None:
+    """Small terms between large ones that cancel: a float32 sum over all steps would lose them. With 1 / tau = 1 and no
+    spikes the gradient of h is that of v, and d h / d reciprocal_tau is x[t] - x[t - 1], here 1."""
+    x = (torch.arange(100.0) + 1)[:, None].repeat(1, 3)
+    gradient = torch.zeros(100, 3)
+    gradient[0], gradient[16:96], gradient[99] = -(2.0**26), 1.0, 2.0**26
+    chosen = (2.0, 1e30, 0.0, True, True, 3, 2.0)
+    found = torch.ops.snn_core.lif_triton_backward(None, None, gradient, x, None, torch.tensor(1.0), None, *chosen, 0)
+    assert found[2].item() == 3 * 80
 
 
 @case
@@ -224,6 +239,7 @@ def empty() -> None:
 
 def packed(name: str, dim: int, dtype: torch.dtype) -> None:
     from snn_core.kernels import lif
+    from snn_core.kernels.lif.schema import dense_strides
 
     base = normal((3, 3, 16, 4, 11), 0, 2.0).to(dtype)
     x = {"contiguous": base, "permuted": base.permute(0, 1, 3, 4, 2), "sliced": base[:, :, :, :, 1:9]}[name]
@@ -231,6 +247,9 @@ def packed(name: str, dim: int, dtype: torch.dtype) -> None:
         expected = lif(x, v0, tau=3.3, backend="reference", pack_spikes_dim=dim)
         actual = lif(x, v0, tau=3.3, backend="triton", pack_spikes_dim=dim)
         assert actual[0].dtype == torch.uint8
+        step = actual[0].shape[1:]
+        strides = (math.prod(step), *dense_strides(step, torch.empty_like(x[0]).stride()))
+        assert actual[0].stride() == strides
         assert torch.equal(actual[0], expected[0])
         assert torch.equal(actual[1], expected[1])
 
@@ -258,12 +277,13 @@ def inplace() -> None:
         mine = torch.zeros_like(whole, dtype=torch.bool)
         mine.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(True)
         assert torch.equal(whole_after[~mine], untouched[~mine]), "wrote beside x_seq"
-    expanded = base[:1].expand(4, -1, -1, -1)
-    with pytest.raises(RuntimeError, match="x_seq is expanded"):
-        torch.ops.snn_core.lif_triton_inplace(expanded, None, None, 2.0, 1.0, 0.0, True, False, 0, 2.0)
+    for shared in (base[:1].expand(4, -1, -1, -1), base.as_strided((4, 8), (4, 1))):
+        with pytest.raises(RuntimeError, match="share memory"):
+            torch.ops.snn_core.lif_triton_inplace(shared, None, None, 2.0, 1.0, 0.0, True, False, 0, 2.0)
 
 
 def spike_pack(dtype: torch.dtype) -> None:
+    from snn_core.kernels.lif.schema import dense_strides
     from snn_core.kernels.spike_pack import pack_spikes, unpack_spikes
 
     base = (normal((3, 16, 4, 11), 0) > 0).to(dtype)
@@ -274,8 +294,10 @@ def spike_pack(dtype: torch.dtype) -> None:
             expected = pack_spikes(s, dim, backend="reference")
             actual = pack_spikes(s, dim, backend="triton")
             assert torch.equal(actual, expected), (s.shape, dim)
+            assert list(actual.stride()) == dense_strides(actual.shape, s.stride()), (s.shape, dim)
             again = unpack_spikes(actual, s.shape[dim], dim, dtype=dtype, backend="triton")
             assert torch.equal(again, (s != 0).to(dtype)), (s.shape, dim)
+            assert list(again.stride()) == dense_strides(again.shape, actual.stride()), (s.shape, dim)
 
 
 case(spike_pack, torch.float32)
