@@ -7,7 +7,7 @@
 //     backward           reads x 4 and grad_s 4, writes grad_x 4      12  (+ 4 / 16 where T > 16: checkpoints)
 // State stays in registers. Sequences of more than 16 steps need v at every 16th: the forward writes it when it is
 // told to (checkpoint_every = 16); a backward without it first reruns the forward for it, which reads x once more.
-// A gradient of 1 / tau reads x twice, mostly from the caches.
+// A gradient of 1 / tau reads x twice, the second time soon after the first.
 //
 // Nothing here waits for the device or reads its memory, so that calls can be captured in CUDA graphs. With
 // SNN_EMULATED the same text is compiled by g++ and registered for CPU tensors as snn_core_emulated (cuda_launch.h).
@@ -51,7 +51,7 @@ struct Plan {
     return true;
   }
 
-  void fill(Operand (&operands)[K], DeviceGeometry<K>& device, int width) const {
+  void fill(DeviceOperand (&operands)[K], DeviceGeometry<K>& device, int width) const {
     for (int k = 0; k < K; ++k) {
       if (tensors[k] == nullptr) continue;
       operands[k].data = tensors[k]->data_ptr();
@@ -65,11 +65,12 @@ struct Plan {
   int64_t dims;
 };
 
-// Fewer threads than this on a multiprocessor, and more neurons a thread are no gain.
+// Threads own several neurons where at least this many threads are left for each multiprocessor: with fewer of them,
+// more threads are meant to be worth more than wider accesses (not yet measured on a GPU).
 constexpr int64_t kThreadsWorthWidth = 128;
 
-bool wide_enough(const Launcher& launch, int64_t neurons, int width) {
-  return neurons / width >= kThreadsWorthWidth * launch.multiprocessors();
+bool wide_enough(int64_t multiprocessors, int64_t neurons, int width) {
+  return neurons / width >= kThreadsWorthWidth * multiprocessors;
 }
 
 NeuronArguments neuron_arguments(const Tensor& x, const Options& o, const OptionalTensor& reciprocal_tau) {
@@ -93,7 +94,7 @@ void launch_forward(const Launcher& launch, const NeuronArguments& neuron, int64
   const Tensor& x = *plan.tensors[A::kX];
   const CudaLif& kernels = kernels_for(x);
   const int widest = kernels.forward_width;
-  const bool wide = wide_enough(launch, plan.neurons(), widest) && plan.allows(widest, {A::kV0});
+  const bool wide = wide_enough(launch.multiprocessors(), plan.neurons(), widest) && plan.allows(widest, {A::kV0});
   A a{};
   a.neuron = neuron;
   a.checkpoint_every = plan.tensors[A::kCheckpoints] != nullptr ? static_cast<int>(checkpoint_every) : 0;
@@ -129,9 +130,7 @@ Tensor lif_inplace(Tensor x, OptionalTensor v0, OptionalTensor reciprocal_tau, d
                    double alpha) {
   check_x_seq(x);
   check_state(x, pointer_to(v0), "v0");
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    if (x.size(d) > 1 && x.stride(d) == 0) throw std::runtime_error("lif_inplace: elements of x_seq share memory");
-  }
+  if (may_overlap(x)) throw std::runtime_error("lif_inplace: elements of x_seq share memory");
   const Options o =
       make_options(x, reciprocal_tau, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha);
   const Launcher launch(x.get_device_index());
@@ -189,7 +188,8 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalT
 
   const Plan<A::kCount> plan(x, {&x, &grad_x, pointer_to(grad_s), pointer_to(grad_v_seq), pointer_to(v0),
                                  pointer_to(grad_v_last), &grad_v0, needed > 0 ? &*checkpoints : nullptr});
-  const bool wide = wide_enough(launch, plan.neurons(), kBackwardWidth) &&
+  const int64_t multiprocessors = reciprocal_tau.has_value() ? kTauMultiprocessors : launch.multiprocessors();
+  const bool wide = wide_enough(multiprocessors, plan.neurons(), kBackwardWidth) &&
                     plan.allows(kBackwardWidth, {A::kGradS, A::kGradVSeq, A::kV0, A::kGradVLast});
   const bool brief = x.size(0) <= kShortChunk;
   const auto kernel = kernels.backward(o.variant.surrogate, wide, brief);
@@ -288,3 +288,10 @@ STABLE_TORCH_LIBRARY_IMPL(snn_core, CUDA, m) {
 }
 
 }  // namespace snn_core
+
+#if !defined(SNN_EMULATED)
+// For cuda_library() in native/__init__.py, through ctypes: null, or why kernels do not run on this device.
+extern "C" __attribute__((visibility("default"))) const char* snn_core_cuda_probe(int device) {
+  return snn_core::why_not(snn_core::cuda_lif_float32.forward(false), device);
+}
+#endif

@@ -17,11 +17,14 @@ constexpr int kBackwardChunk = 16;  // steps whose h stays in registers; also th
 constexpr int kShortChunk = 4;      // the same for sequences that are no longer, with more threads at a time
 constexpr int kGradientChunk = 8;   // steps whose grad_s is loaded ahead
 constexpr int kBackwardWidth = 4;   // neurons a thread; more than 4 do not fit in registers
-constexpr int kTauBlocks = 512;     // of a backward with a gradient of 1 / tau: sums do not depend on the GPU's size
+// Of a backward with a gradient of 1 / tau, whose sum depends on which thread has which neurons: most blocks, and how
+// many multiprocessors the width is chosen for. Fixed, so that the sum does not depend on the GPU's size.
+constexpr int kTauBlocks = 512;
+constexpr int kTauMultiprocessors = 128;
 constexpr int kTauSums = 256;
 
 // One tensor of a kernel: [T, ...] or, with time_stride 0, [...]. Null where absent.
-struct Operand {
+struct DeviceOperand {
   void* data = nullptr;
   int64_t time_stride = 0;
   bool broadcast = false;  // the neurons of one thread share one element
@@ -38,14 +41,14 @@ struct ForwardArguments {
   enum { kX, kS, kVSeq, kV0, kVLast, kCheckpoints, kCount };
   NeuronArguments neuron;
   int checkpoint_every;
-  Operand operand[kCount];
+  DeviceOperand operand[kCount];
   DeviceGeometry<kCount> geometry;
 };
 
 struct BackwardArguments {
   enum { kX, kGradX, kGradS, kGradVSeq, kV0, kGradVLast, kGradV0, kCheckpoints, kCount };
   NeuronArguments neuron;
-  Operand operand[kCount];
+  DeviceOperand operand[kCount];
   double* tau_sums;    // one a thread; null without a gradient of 1 / tau,
   float* tau_result;   // which is then written as 0 here
   DeviceGeometry<kCount> geometry;
@@ -57,7 +60,7 @@ struct PackedArguments {
   NeuronArguments neuron;
   int64_t size;                 // of the packed dimension
   int64_t lane_stride[kCount];  // between the neurons of a byte
-  Operand operand[kCount];
+  DeviceOperand operand[kCount];
   DeviceGeometry<kCount> geometry;
 };
 

@@ -2,8 +2,8 @@
 //
 // A thread owns kWidth neighbouring neurons for the whole sequence: state in registers, x read once and the output
 // written once, in accesses of 16 bytes where layouts allow (kWidth > 1) and element by element otherwise (kWidth 1,
-// any strides). Time runs in chunks whose loads are all issued before the first is used, so that enough bytes are in
-// flight to hide the latency of memory. Options that are equal for a whole launch are branches; only what changes the
+// any strides). Time runs in chunks whose loads are all issued before the first is used, to hide the latency of memory
+// (how far that suffices is not yet measured on a GPU). Options that are equal for a whole launch are branches; only what changes the
 // registers (storage, width, surrogate) is a template parameter.
 #pragma once
 
@@ -24,7 +24,7 @@ SNN_DEVICE LifParameters parameters_of(const NeuronArguments& a) {
 }
 
 template <class Element>
-SNN_DEVICE Element* place(const Operand& operand, int64_t at, int64_t t = 0) {
+SNN_DEVICE Element* place(const DeviceOperand& operand, int64_t at, int64_t t = 0) {
   return static_cast<Element*>(operand.data) + at + t * operand.time_stride;
 }
 
@@ -35,7 +35,7 @@ struct Cursor {
   Element* at;
   int64_t stride;
 
-  SNN_DEVICE Cursor(const Operand& operand, int64_t offset, int64_t t = 0)
+  SNN_DEVICE Cursor(const DeviceOperand& operand, int64_t offset, int64_t t = 0)
       : at(place<Element>(operand, offset, t)), stride(operand.time_stride) {}
   SNN_DEVICE Element* next() {
     Element* const here = at;
@@ -122,7 +122,7 @@ SNN_DEVICE float step_backward<kAnySurrogate>(float gs, float h, float& gv, cons
 }
 
 template <int kWidth>
-SNN_DEVICE void load_state(float (&v)[kWidth], const Operand& operand, int64_t at, int64_t t, float missing) {
+SNN_DEVICE void load_state(float (&v)[kWidth], const DeviceOperand& operand, int64_t at, int64_t t, float missing) {
   if (operand.data != nullptr) {
     load_floats(v, place<float>(operand, at, t), operand.broadcast);
   } else {
@@ -201,8 +201,8 @@ SNN_DEVICE void load_chunk_state(float (&v)[kWidth], const BackwardArguments& a,
   }
 }
 
-// The terms of one step in d loss / d reciprocal_tau = sum of gh * d h / d reciprocal_tau. x is read again: keeping a
-// chunk of it would double the registers, and the caches have it.
+// The terms of one step in d loss / d reciprocal_tau = sum of gh * d h / d reciprocal_tau. x is read again, soon after
+// the first time: keeping a chunk of it would double the registers.
 template <class Storage, int kWidth>
 SNN_DEVICE double tau_terms(const float (&gh)[kWidth], const float (&v_before)[kWidth], const BackwardArguments& a,
                             const LifParameters& p, int64_t at_x, int t) {
@@ -252,6 +252,8 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kBackwardThreads, kChunk == kBackwardChunk ? 3
   constexpr int kAhead = kGradientChunk < kChunk ? kGradientChunk : kChunk;
   const LifParameters p = parameters_of(a.neuron);
   const int steps = a.neuron.steps;
+  // Nothing comes through the spikes then, whatever the surrogate is: not NaN either, which 0 * NaN would be.
+  const bool through_spikes = a.operand[A::kGradS].data != nullptr || !a.neuron.variant.detach_reset;
   double tau_sum = 0.0;
   for (int64_t group = global_thread(); group < a.geometry.groups; group += global_threads()) {
     int64_t at[A::kCount];
@@ -288,7 +290,9 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kBackwardThreads, kChunk == kBackwardChunk ? 3
           float gh[kWidth], gx[kWidth];
           SNN_UNROLL
           for (int i = 0; i < kWidth; ++i) {
-            gh[i] = step_backward<kSurrogate>(gs[u].get(i), h[part + u][i], gv[i], p, a.neuron.variant);
+            float here = h[part + u][i];
+            if (!through_spikes && here != here) here = -3.402823466e38f;  // no spike, and the surrogate is 0
+            gh[i] = step_backward<kSurrogate>(gs[u].get(i), here, gv[i], p, a.neuron.variant);
             gx[i] = gh[i] * p.input_scale;
           }
           Pack<Storage, kWidth> out;
@@ -330,7 +334,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kForwardThreads, 6) lif_packed_kernel(SNN_GRID
     locate(a.geometry, group, at);
     const int64_t left = a.size - at[A::kPosition];
     const int lanes = kVector || left > 8 ? 8 : static_cast<int>(left);
-    const Operand &v0 = a.operand[A::kV0], &v_last = a.operand[A::kVLast];
+    const DeviceOperand &v0 = a.operand[A::kV0], &v_last = a.operand[A::kVLast];
     float v[8];
     SNN_UNROLL
     for (int i = 0; i < 8; ++i) {

@@ -100,6 +100,22 @@ struct Launcher {
   cudaStream_t stream = nullptr;
 };
 
+// Null where `kernel` can run on this device, else what stands in the way: no machine code for it and none that the
+// driver makes of the PTX, or a driver older than the runtime linked into this library. The device must be the current
+// one for torch, too.
+template <class Arguments>
+const char* why_not(void (*kernel)(Arguments), int device) {
+  // The first use of a kernel loads its machine code, which a graph capture in the making must not forbid.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  const bool exchanged = cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess;
+  cudaFuncAttributes attributes{};
+  cudaError_t code = cudaSetDevice(device);
+  if (code == cudaSuccess) code = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  cudaGetLastError();  // or the next launch would report it
+  if (exchanged) cudaThreadExchangeStreamCaptureMode(&mode);
+  return code == cudaSuccess ? nullptr : cudaGetErrorString(code);
+}
+
 }  // namespace snn_core
 
 #endif

@@ -49,7 +49,7 @@ SNN_DEVICE void locate(const DeviceGeometry<kOperands>& geometry, int64_t index,
   SNN_NO_UNROLL
   for (int d = geometry.dims - 1; d > 0; --d) {
     const int64_t size = geometry.size[d];
-    // A 64-bit division takes several times as long as one of 32 bits.
+    // A GPU has no instruction for division; of 64 bits it takes many more of others than of 32.
     const bool narrow = ((index | size) >> 32) == 0;
     const int64_t quotient =
         narrow ? static_cast<int64_t>(static_cast<uint32_t>(index) / static_cast<uint32_t>(size)) : index / size;

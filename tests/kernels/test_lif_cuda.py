@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snn_core.kernels.lif import schema  # noqa: F401  (defines the operators)
+from snn_core.kernels.lif import reference, schema  # noqa: F401  (defines the operators)
 from snn_core.kernels.native import build, cpu_library, cuda_library
 from snn_core.kernels.spike_pack import ops  # noqa: F401
 
@@ -191,8 +191,22 @@ def test_nan_and_infinity(cuda: Implementation, surrogate: int) -> None:
             compare(cuda, x, (2.0, 1.0, v_reset, True, False, surrogate, 2.0))
 
 
+def test_nan_does_not_come_through_spikes_that_have_no_gradient(cuda: Implementation) -> None:
+    options = (2.0, 1.0, None, True, True, 0, 2.0)  # soft reset, detach_reset
+    for width in (cuda.wide, 61):
+        x, gradient = normal((20, width), 0, scale=2.0), normal((width,), 1)
+        x[5::6, ::3] = float("nan")
+        leaf = x.clone().requires_grad_()
+        reference.lif(leaf, None, tau=2.0, v_reset=None, detach_reset=True)[1].backward(gradient)
+        grad_x, grad_v0, _ = cuda("lif_backward", None, gradient, None, x, None, None, None, *options, 0)
+        assert leaf.grad is not None
+        assert not leaf.grad.isnan().any()
+        torch.testing.assert_close(grad_x, leaf.grad, rtol=1e-6, atol=0)
+        assert not grad_v0.isnan().any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 9), (4, 4096), (33, 1003), (2, 300000)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 9), (4, 4096), (33, 1003), (18, 65536), (2, 300000)], ids=str)
 def test_learned_tau(cuda: Implementation, shape: tuple[int, int], dtype: torch.dtype) -> None:
     x, q = normal(shape, 0, dtype, scale=2.0), torch.tensor(0.3)
     grads = (normal(shape, 2, dtype).abs(), normal(shape[1:], 3), None)
@@ -262,6 +276,7 @@ def test_refusals(cuda: Implementation) -> None:
         ("lif", (x, torch.zeros(7), *allowed[2:], 0, False), "v0 has another shape"),
         ("lif", (x, None, torch.zeros(2), *DEFAULTS, 0, False), "reciprocal_tau"),
         ("lif_inplace", (x[:1].expand(3, 8), *allowed[1:]), "share memory"),
+        ("lif_inplace", (x.as_strided((3, 8), (4, 1)), *allowed[1:]), "share memory"),
         ("lif_packed", (*allowed, 0), "dim"),
         ("lif_backward", (x.half(), None, None, x, None, None, None, *DEFAULTS, 0), "grad_s has another"),
         ("lif_backward", (None, None, None, torch.zeros(40, 8), None, None, x, *DEFAULTS, 16), "checkpoints has"),
