@@ -13,6 +13,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import FileError
 
 ROOT = Path(__file__).parent
 
@@ -74,8 +75,12 @@ class BuildNative(build_ext):
         native = load_build_script()
         for extension in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(extension.name)
-            if built.is_file():
+            if not built.is_file():
+                continue
+            try:
                 self.copy_file(str(built), str(native.LIBRARY_PATH.with_name(built.name)))
+            except (OSError, FileError) as error:  # the other library may still be copied
+                print(f"snn-core: {built.name} was not installed: {error}", file=sys.stderr)
 
 
 class PlatformWheel(bdist_wheel):

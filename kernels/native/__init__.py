@@ -1,7 +1,8 @@
 """Loading of the native libraries, and what this machine can run.
 
-Loading happens once, at the first use of an operator; a library that is absent or does not load is remembered with its
-reason, which ``snn doctor`` and :class:`snn_core.errors.BackendUnavailableError` repeat.
+Loading happens once, at the first use of an operator; a library that is absent, was built from other sources or does
+not load is remembered with its reason, which ``snn doctor`` and
+:class:`snn_core.errors.BackendUnavailableError` repeat.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from snn_core.errors import ArgumentError, BackendUnavailableError
-from snn_core.kernels.native.build import LIBRARY_PATH, find_compiler, find_torch_include, instruction_sets
+from snn_core.kernels.native.build import (
+    CUDA_LIBRARY_PATH,
+    LIBRARY_PATH,
+    find_compiler,
+    find_torch_include,
+    instruction_sets,
+    source_marker,
+)
 
 #: Environment variable that overrides ``backend="auto"`` everywhere.
 BACKEND_VARIABLE = "SNN_BACKEND"
-CUDA_LIBRARY_PATH = LIBRARY_PATH.with_name("_cuda.so")
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 
@@ -44,29 +52,53 @@ def cpu_library() -> NativeLibrary:
             missing.append("torch's headers")
         hint = f"missing here: {', '.join(missing)}; then run" if missing else "build it with"
         return NativeLibrary(False, f"not built; {hint} python -m snn_core.kernels.native", "")
-    try:
-        torch.ops.load_library(str(LIBRARY_PATH))
-        library = ctypes.CDLL(str(LIBRARY_PATH))
-    except OSError as error:
-        return NativeLibrary(False, f"does not load with torch {torch.__version__}: {error}", "")
+    library, reason = _load(LIBRARY_PATH)
+    if library is None:
+        return NativeLibrary(False, reason)
     library.snn_core_active_isa.restype = ctypes.c_char_p
     return NativeLibrary(True, "", library.snn_core_active_isa().decode())
 
 
 @functools.cache
 def cuda_library() -> NativeLibrary:
-    """Load the CUDA library if it is there and torch can use a GPU. Never raises; the answer is kept."""
+    """Load the CUDA library if it is there and its kernels can run here. Never raises; the answer is kept."""
     if torch.version.cuda is None:
         return NativeLibrary(False, f"torch {torch.__version__} is built without CUDA")
     if not torch.cuda.is_available():
         return NativeLibrary(False, "torch finds no CUDA device")
     if not CUDA_LIBRARY_PATH.is_file():
         return NativeLibrary(False, "not built; with nvcc at hand, build it with python -m snn_core.kernels.native")
+    library, reason = _load(CUDA_LIBRARY_PATH)
+    if library is not None:
+        reason = _why_kernels_cannot_run(library)
+    return NativeLibrary(not reason, reason)
+
+
+def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The library with its operators registered, or None and the reason.
+
+    Its sources are compared before: torch hands arguments to a kernel as a stack without checking them against the
+    schema that it was compiled for, so one that was built before a schema changed would read the wrong ones.
+    """
     try:
-        torch.ops.load_library(str(CUDA_LIBRARY_PATH))
-    except OSError as error:
-        return NativeLibrary(False, f"does not load with torch {torch.__version__}: {error}")
-    return NativeLibrary(True, "")
+        if source_marker() not in path.read_bytes():
+            return None, "built from other sources; rebuild with python -m snn_core.kernels.native"
+        torch.ops.load_library(str(path))
+        return ctypes.CDLL(str(path)), ""
+    except (OSError, RuntimeError) as error:
+        return None, f"does not load with torch {torch.__version__}: {error}"
+
+
+def _why_kernels_cannot_run(library: ctypes.CDLL) -> str:
+    """Empty where the kernels of the CUDA library run on the current device: its machine code, or that which the driver
+    makes of its PTX, may fit neither GPU nor driver, which torch's own libraries do not tell."""
+    probe = library.snn_core_cuda_probe
+    probe.restype = ctypes.c_char_p
+    try:
+        error = probe(ctypes.c_int(torch.cuda.current_device()))
+    except RuntimeError as failure:  # torch cannot initialise CUDA: after a fork, for example
+        return f"torch cannot use the CUDA device: {failure}"
+    return "" if error is None else f"its kernels do not run on this GPU and driver: {error.decode()}"
 
 
 @functools.cache

@@ -12,9 +12,11 @@ link nothing of Python, so one binary serves every Python version, and through t
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,6 +28,10 @@ KERNELS = Path(__file__).resolve().parent.parent
 LIBRARY_NAME = "_cpu.so"
 LIBRARY_PATH = Path(__file__).resolve().parent / LIBRARY_NAME
 CUDA_LIBRARY_PATH = LIBRARY_PATH.with_name("_cuda.so")
+
+SOURCE_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
+#: Compiled into every library with the hash of the sources; see :func:`source_marker`.
+MARKER_SOURCE = "native/source_hash.cpp"
 
 #: Compiled once, for every machine of the architecture.
 COMMON_SOURCES = ("native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp")
@@ -44,8 +50,8 @@ INSTRUCTION_SETS = {
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
 
-#: CUDA sources with the macros of each compilation, the longest first. Device code does without torch's headers, and
-#: what includes them is host code, for which the C++ compiler is quicker than nvcc.
+#: CUDA sources with the macros of each compilation, the longest first. Device code does without torch's headers; what
+#: includes them is host code alone, which nvcc hands to the C++ compiler.
 CUDA_KERNEL_SOURCES = (
     ("lif/lif_kernels.cu", ("-DSNN_STORAGE=Float32", "-DSNN_TABLE=cuda_lif_float32")),
     ("lif/lif_kernels.cu", ("-DSNN_STORAGE=BFloat16", "-DSNN_TABLE=cuda_lif_bfloat16")),
@@ -58,11 +64,29 @@ CUDA_ARCHITECTURES = ("80", "90")
 #: ``--fmad=false``: spikes must be equal on every backend, so no multiplication and addition may be fused.
 CUDA_FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
               "-Xfatbin=-compress-all", "-cudart=static", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
+#: Words of $CXX that start a compiler and are none themselves.
+COMPILER_LAUNCHERS = ("ccache", "distcc", "sccache")
 NO_NVCC = "no CUDA compiler found (looked for $NVCC, $CUDA_HOME/bin/nvcc, nvcc, /usr/local/cuda/bin/nvcc)"
 
 
 class BuildError(RuntimeError):
     """The native library could not be built; the message says what is missing or what the compiler printed."""
+
+
+def source_hash() -> str:
+    """Hash of the names and contents of all native sources, in hexadecimal."""
+    digest = hashlib.sha256()
+    sources = [path for path in KERNELS.glob("*/*") if path.suffix in SOURCE_SUFFIXES]
+    for path in sorted(sources):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(KERNELS).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def source_marker() -> bytes:
+    """What a library that was built from the sources that lie here contains."""
+    return f"snn_core-sources:{source_hash()}".encode()
 
 
 def find_compiler() -> list[str] | None:
@@ -92,12 +116,23 @@ def find_torch_include() -> Path | None:
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: ``$NVCC``, else nvcc of ``$CUDA_HOME``, the path or /usr/local/cuda; None without one."""
+    """The CUDA compiler: ``$NVCC`` where set (then no other), else nvcc of ``$CUDA_HOME``, the path or /usr/local/cuda;
+    None without one."""
+    if wanted := os.environ.get("NVCC"):
+        return shutil.which(wanted)
     home = os.environ.get("CUDA_HOME")
-    for name in (os.environ.get("NVCC"), home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
+    for name in (home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"):
         if name and (found := shutil.which(name)):
             return found
     return None
+
+
+def _host_compiler() -> list[str]:
+    """nvcc's options for the C++ compiler it calls: that of ``$CXX`` where one is set, else nvcc's own choice."""
+    compiler = find_compiler() if os.environ.get("CXX") else None
+    if compiler is None:
+        return []
+    return ["-ccbin", next((word for word in compiler if Path(word).name not in COMPILER_LAUNCHERS), compiler[0])]
 
 
 def instruction_sets() -> dict[str, tuple[str, ...]]:
@@ -108,7 +143,10 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
     if result.returncode != 0:
         raise BuildError(f"{' '.join(command)}\nfailed with exit code {result.returncode}:\n{result.stderr[-4000:]}")
 
@@ -121,7 +159,7 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
         extra_flags: added to every compile and link command (sanitizers, for example).
 
     Raises:
-        BuildError: no compiler, no torch headers, or the compiler failed.
+        BuildError: no compiler, no torch headers, no permission to write, or the compiler failed.
     """
     compiler, include = find_compiler(), find_torch_include()
     if compiler is None:
@@ -130,12 +168,13 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
         raise BuildError("torch's headers were not found: install torch >= 2.11 first")
     isas = instruction_sets()
     defines = [f"-DSNN_HAS_{isa.upper()}" for isa in isas]
-    jobs: list[tuple[str, str, list[str]]] = [(source, "", []) for source in COMMON_SOURCES]
-    jobs += [(source, isa, [f"-DSNN_ISA={isa}", *flags]) for source in PER_ISA_SOURCES for isa, flags in isas.items()]
+    jobs: list[tuple[str, list[str]]] = [(source, []) for source in COMMON_SOURCES]
+    jobs += [(source, [f"-DSNN_ISA={isa}", *flags]) for source in PER_ISA_SOURCES for isa, flags in isas.items()]
+    jobs.append((MARKER_SOURCE, [_hash_macro()]))
     link = [*compiler, "-shared", *extra_flags]
     return _compile_and_link(
         output, include, link,
-        [([*compiler, *FLAGS, *defines, *flags, *extra_flags], source) for source, _, flags in jobs],
+        [([*compiler, *FLAGS, *defines, *flags, *extra_flags], source) for source, flags in jobs],
     )  # fmt: skip
 
 
@@ -149,27 +188,41 @@ def build_cuda(
 
     Args:
         output: where the shared library goes.
-        architectures: compute capabilities without the point ("90") to make machine code for.
+        architectures: compute capabilities without the point ("90", "90a") to make machine code for.
         extra_flags: added to every nvcc command (``-lineinfo``, for example).
 
     Raises:
-        BuildError: no nvcc, no torch headers, or the compiler failed.
+        BuildError: no nvcc, no torch headers, no permission to write, or the compiler failed.
     """
     nvcc, include = find_nvcc(), find_torch_include()
     if nvcc is None:
-        raise BuildError(NO_NVCC)
+        wanted = os.environ.get("NVCC")
+        raise BuildError(f"NVCC is {wanted!r}, which is no program" if wanted else NO_NVCC)
     if include is None:
         raise BuildError("torch's headers were not found: install torch >= 2.11 first")
-    # All from one PTX, of the oldest: the front end is half of the time, and the kernels need nothing newer.
-    virtual = f"compute_{min(architectures, key=int)}"
+    # All from one PTX, of the oldest, so that the front end runs once: the kernels need nothing newer.
+    virtual = f"compute_{min(_number_of(name) for name in architectures)}"
     codes = ",".join([*(f"sm_{name}" for name in architectures), virtual])
     target = f"-gencode=arch={virtual},code=[{codes}]"
-    compile_command = [nvcc, *CUDA_FLAGS, target, *extra_flags]
+    command = [nvcc, *_host_compiler()]
+    host_command = [*command, "-x", "c++", *CUDA_FLAGS, *extra_flags]
     return _compile_and_link(
-        output, include, [nvcc, "-shared", "-cudart=static", target, *extra_flags],
-        [([*compile_command, *macros], source) for source, macros in CUDA_KERNEL_SOURCES]
-        + [([nvcc, "-x", "c++", *CUDA_FLAGS, *extra_flags], source) for source in CUDA_HOST_SOURCES],
+        output, include, [*command, "-shared", "-cudart=static", target, *extra_flags],
+        [([*command, *CUDA_FLAGS, target, *extra_flags, *macros], source) for source, macros in CUDA_KERNEL_SOURCES]
+        + [(host_command, source) for source in CUDA_HOST_SOURCES] + [([*host_command, _hash_macro()], MARKER_SOURCE)],
     )  # fmt: skip
+
+
+def _hash_macro() -> str:
+    return f"-DSNN_SOURCE_HASH={source_hash()}"
+
+
+def _number_of(architecture: str) -> int:
+    """90 of "90" and of "90a"."""
+    digits = re.match(r"\d+", architecture)
+    if digits is None:
+        raise BuildError(f"architectures has {architecture!r}; it must be a compute capability as '90' or '90a'")
+    return int(digits[0])
 
 
 def build_emulated(output: Path, *, extra_flags: tuple[str, ...] = ()) -> Path:
@@ -192,23 +245,40 @@ def build_emulated(output: Path, *, extra_flags: tuple[str, ...] = ()) -> Path:
 
 def _compile_and_link(output: Path, include: Path, link: list[str], jobs: list[tuple[list[str], str]]) -> Path:
     """Run the compile commands side by side, each on its source, and link the objects to ``output``."""
-    with tempfile.TemporaryDirectory() as folder:
-        objects = [str(Path(folder) / f"{index}.o") for index in range(len(jobs))]
-        commands = [
-            [*command, f"-I{include}", f"-I{KERNELS}", "-c", str(KERNELS / source), "-o", target]
-            for (command, source), target in zip(jobs, objects, strict=True)
-        ]
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
-        linked = Path(folder) / output.name
-        # Named as needed, so that its symbols are found whatever scope torch was loaded in; at run time the copy that
-        # torch has already loaded serves.
-        _run([*link, *objects, f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(linked)])
+    try:
+        # Made before anything is compiled: where it cannot be, compiling would be in vain.
         output.parent.mkdir(parents=True, exist_ok=True)
-        beside = output.with_suffix(".tmp")
-        shutil.copyfile(linked, beside)
+        descriptor, name = tempfile.mkstemp(prefix=f".{output.stem}.", suffix=".so", dir=output.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise BuildError(f"{output.parent} cannot be written to: {error}") from error
+    beside = Path(name)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            linked = _link(Path(folder), include, link, jobs)
+            shutil.copy(linked, beside)  # with its permissions
         os.replace(beside, output)
+    except OSError as error:
+        raise BuildError(f"{output} could not be written: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
     return output
+
+
+def _link(folder: Path, include: Path, link: list[str], jobs: list[tuple[list[str], str]]) -> Path:
+    """Compile and link in ``folder``."""
+    objects = [str(folder / f"{index}.o") for index in range(len(jobs))]
+    commands = [
+        [*command, f"-I{include}", f"-I{KERNELS}", "-c", str(KERNELS / source), "-o", target]
+        for (command, source), target in zip(jobs, objects, strict=True)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))
+    linked = folder / "library.so"
+    # torch is named as needed, so that its symbols are found whatever scope it was loaded in; at run time the copy that
+    # is already loaded serves.
+    _run([*link, *objects, f"-L{include.parent / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(linked)])
+    return linked
 
 
 def main() -> int:
@@ -219,11 +289,11 @@ def main() -> int:
     except BuildError as error:
         failed = 1
         print(f"snn-core: the native CPU library was not built: {error}")
-    if find_nvcc() is None:
-        print(f"snn-core: the CUDA library was not built: {NO_NVCC}")
-        return failed
     try:
-        print(f"built {build_cuda()}")
+        if find_nvcc() is None and not os.environ.get("NVCC"):
+            print(f"snn-core: the CUDA library was not built: {NO_NVCC}")
+        else:
+            print(f"built {build_cuda()}")
     except BuildError as error:
         failed = 1
         print(f"snn-core: the CUDA library was not built: {error}")

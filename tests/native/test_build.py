@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from snn_core.kernels.native import build, compiled_instruction_sets, cpu_library
+from snn_core.kernels import native
+from snn_core.kernels.native import build, compiled_instruction_sets, cpu_library, cuda_library
 
 needs_native = pytest.mark.skipif(not cpu_library().available, reason=f"native library {cpu_library().reason}")
 
@@ -82,3 +85,85 @@ def test_a_failing_compiler_keeps_the_old_library(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(build.BuildError, match="broken"):
         build.build(old)
     assert old.read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"g++", "library.so"}
+
+
+def test_what_cannot_be_written_is_said_before_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"#!/bin/sh\necho ran >> {tmp_path / 'log'}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(build.BuildError, match="cannot be written to"):
+        build.build(tmp_path / "file" / "library.so")
+    assert not (tmp_path / "log").exists()
+    with pytest.raises(build.BuildError, match="could not be written"):  # this compiler leaves no file
+        build.build(tmp_path / "library.so")
+    assert (tmp_path / "log").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"g++", "file", "log"}
+
+
+def test_one_library_that_cannot_be_built_does_not_stop_the_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> Path:
+        raise build.BuildError("no permission")
+
+    monkeypatch.setattr(build, "build", fail)
+    monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(build, "build_cuda", lambda: Path("_cuda.so"))
+    assert build.main() == 1
+    printed = capsys.readouterr().out
+    assert "no permission" in printed
+    assert "built _cuda.so" in printed
+
+
+def test_hash_is_of_names_and_contents_of_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "KERNELS", tmp_path)
+    (tmp_path / "lif").mkdir()
+    found = [build.source_hash()]
+    for name, content in (("a.h", "1"), ("a.h", "2"), ("b.cuh", ""), ("c.cu", "3"), ("d.cpp", "4")):
+        (tmp_path / "lif" / name).write_text(content)
+        found.append(build.source_hash())
+    (tmp_path / "lif/d.cpp").rename(tmp_path / "lif/e.cpp")
+    found.append(build.source_hash())
+    assert len(set(found)) == len(found)
+    (tmp_path / "lif/ops.py").write_text("5")
+    assert build.source_hash() == found[-1]
+
+
+@needs_native
+def test_library_says_its_sources() -> None:
+    library = ctypes.CDLL(str(build.LIBRARY_PATH))
+    library.snn_core_sources.restype = ctypes.c_char_p
+    assert library.snn_core_sources() == build.source_marker()
+
+
+def test_library_of_other_sources_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before torch registers anything of it: an old library must not be read with new schemas."""
+    loaded: list[str] = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    library = tmp_path / "library.so"
+    library.write_bytes(b"code" + build.source_marker()[:-1] + b"_data")  # the end of the hash is another
+    for load, path in ((cpu_library, "LIBRARY_PATH"), (cuda_library, "CUDA_LIBRARY_PATH")):
+        monkeypatch.setattr(native, path, library)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        found = load.__wrapped__()
+        assert not found.available
+        assert "built from other sources; rebuild with python -m snn_core.kernels.native" in found.reason
+    assert not loaded
+    library.write_bytes(b"code" + build.source_marker() + b"data")
+    found = cpu_library.__wrapped__()
+    assert loaded == [str(library)]
+    assert "does not load" in found.reason  # it is no library
+
+
+def test_a_library_that_torch_refuses_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(path: str) -> None:
+        raise RuntimeError("registered twice")
+
+    (tmp_path / "library.so").write_bytes(build.source_marker())
+    monkeypatch.setattr(native, "LIBRARY_PATH", tmp_path / "library.so")
+    monkeypatch.setattr(torch.ops, "load_library", refuse)
+    assert "registered twice" in cpu_library.__wrapped__().reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from snn_core.kernels.native import build
 
@@ -41,6 +43,7 @@ def test_library_is_there_where_it_can_be_built() -> None:
 
 
 def test_no_nvcc_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NVCC", raising=False)
     monkeypatch.setattr(build, "find_nvcc", lambda: None)
     with pytest.raises(build.BuildError, match="no CUDA compiler"):
         build.build_cuda(tmp_path / "x.so")
@@ -57,6 +60,34 @@ def test_nvcc_is_looked_for_where_it_may_be(monkeypatch: pytest.MonkeyPatch, tmp
     assert build.find_nvcc() == str(nvcc)
     monkeypatch.setenv("NVCC", sys.executable)
     assert build.find_nvcc() == sys.executable
+    monkeypatch.setenv("NVCC", str(tmp_path / "absent"))
+    assert build.find_nvcc() is None
+    with pytest.raises(build.BuildError, match=r"NVCC is .*absent"):
+        build.build_cuda(tmp_path / "x.so")
+
+
+def test_what_nvcc_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if build.find_torch_include() is None:
+        pytest.skip("no torch headers here")
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path / "log"}\n'
+        'while [ $# -gt 0 ]; do [ "$1" = -o ] && touch "$2"; shift; done\nexit 0\n'
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(nvcc))
+    monkeypatch.setenv("CXX", f"{sys.executable} --version")
+    build.build_cuda(tmp_path / "x.so", architectures=("90a", "80"))
+    commands = (tmp_path / "log").read_text().splitlines()
+    assert len(commands) == len(build.CUDA_KERNEL_SOURCES) + len(build.CUDA_HOST_SOURCES) + 2  # marker, link
+    assert all(f"-ccbin {sys.executable} " in command for command in commands)
+    target = "-gencode=arch=compute_80,code=[sm_90a,sm_80,compute_80]"
+    assert sum(target in command for command in commands) == len(build.CUDA_KERNEL_SOURCES) + 1
+    monkeypatch.delenv("CXX")
+    build.build_cuda(tmp_path / "x.so")
+    assert "-ccbin" not in (tmp_path / "log").read_text().splitlines()[-1]
+    with pytest.raises(build.BuildError, match="architectures has 'native'"):
+        build.build_cuda(tmp_path / "x.so", architectures=("native",))
 
 
 @needs_library
@@ -71,6 +102,25 @@ def test_loads_without_cuda() -> None:
     command = [sys.executable, "-c", program, str(LIBRARY)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={"LD_BIND_NOW": "1"})
     assert result.stdout.strip() == "True", result.stderr
+
+
+@needs_library
+def test_a_gpu_that_cannot_run_its_kernels_is_left_to_triton() -> None:
+    """Where there is no driver, the library's own runtime says so, whatever torch believes."""
+    if torch.cuda.is_available():
+        pytest.skip("kernels run here")
+    program = (
+        "import torch; from snn_core.kernels.native import cuda_library, resolve_backend\n"
+        "torch.version.cuda, torch.cuda.is_available, torch.cuda.current_device = '13.0', lambda: True, lambda: 0\n"
+        "print(resolve_backend('auto', torch.device('cuda'), torch.float32, (torch.float32,)))\n"
+        "print(cuda_library().reason)"
+    )
+    environment = {**os.environ, "SNN_BACKEND": "", "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    backend, reason = result.stdout.splitlines()
+    assert backend == ("reference" if importlib.util.find_spec("triton") is None else "triton")
+    assert re.match("its kernels do not run on this GPU and driver: .*driver", reason)
 
 
 @needs_library
