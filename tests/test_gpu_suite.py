@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from test_benchmarks import run, run_in_benchmarks
+from tests.test_benchmarks import run, run_in_benchmarks
 
 
 def test_gpu_suite_as_a_dry_run(tmp_path: Path) -> None:
