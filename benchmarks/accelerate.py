@@ -93,7 +93,10 @@ def compare(name: str, steps: int, batch: int, side: int, repeats: int) -> dict[
     nets = {"before": net, "after": fast}
     optimizers = {key: torch.optim.SGD(value.parameters(), lr=0.01) for key, value in nets.items()}
     logits = {key: training_step(nets[key], optimizers[key], x, labels)[0] for key in nets}
-    gradients = {key: torch.cat([p.grad.flatten() for p in value.parameters()]) for key, value in nets.items()}
+    gradients = {
+        key: torch.cat([p.grad.flatten() for p in value.parameters() if p.grad is not None])
+        for key, value in nets.items()
+    }
     error = ((gradients["after"] - gradients["before"]).norm() / gradients["before"].norm()).item()
 
     def step(key: str) -> Callable[[], float]:

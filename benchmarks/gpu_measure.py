@@ -130,7 +130,8 @@ def launches(suite: Suite) -> Report:
             x = torch.randn(steps, neurons, device=suite.device)
             graph, _ = graph_of(x, backend)
             cell: Report = {"T": steps, "N": neurons, "backend": backend}
-            for name, run in {"eager": functools.partial(_gradient, x, backend), "graph": graph.replay}.items():
+            runs: dict[str, Callable[[], Any]] = {"eager": functools.partial(_gradient, x, backend)}
+            for name, run in (runs | {"graph": graph.replay}).items():
                 cell |= {f"{name}_ms": _median_ms(run, suite), f"{name}_device_ms": _median_ms(run, suite, host=False)}
             cells.append(cell)
             suite.tell({"cells": cells})

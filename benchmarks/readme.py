@@ -7,6 +7,7 @@ python benchmarks/readme.py --check  exit with 1 when README.md does not say wha
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -244,6 +245,10 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
+def _filled(body: str, block: re.Match[str]) -> str:
+    return block[1] + body + block[2]
+
+
 def render(text: str) -> str:
     """README's text with every block rewritten. Without a result file it says that nothing was measured."""
     for block, (name, show) in BLOCKS.items():
@@ -253,7 +258,7 @@ def render(text: str) -> str:
             result = json.loads(path.read_text())
             body = show(result) + _source(result, name)
         pattern = rf"(<!-- results: {block} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda match, body=body: match[1] + body + match[2], text, flags=re.DOTALL)
+        text, count = re.subn(pattern, functools.partial(_filled, body), text, flags=re.DOTALL)
         if count > 1 or (count == 0 and path.is_file()):
             raise SystemExit(f"README.md must hold the block '<!-- results: {block} -->' once, found {count}")
     return text
