@@ -84,10 +84,10 @@ def distillation(result: dict[str, Any]) -> str:
 
 def lif(result: dict[str, Any]) -> str:
     """Times of forward plus backward beside the limit and everyone else, and peak memory."""
-    if "contenders" not in result["cells"][0] and "skipped" not in result["cells"][0]:
-        return _first_lif(result)
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     tables = [_lif_cells(result["cells"]) + f"\n\nForward plus backward, {threads}. {_LIF_LEGEND}"]
+    if "note" in result:
+        tables.append(result["note"])
     if result["memory"]:
         tables.append(_lif_memory(result["memory"]))
     return "\n\n".join(tables)
@@ -157,23 +157,6 @@ def _lif_memory(cells: list[dict[str, Any]]) -> str:
     ]
     text = "Peak memory of one forward and backward beyond the input and the gradient of the spikes:"
     return f"{text}\n\n" + _table(["", "T", "neurons", "dtype", "bytes an element and step"], rows)
-
-
-def _first_lif(result: dict[str, Any]) -> str:
-    """The result file as it was before it had peers beside SpikingJelly."""
-    rows = [
-        [
-            str(cell["T"]),
-            f"{cell['N']:,}",
-            cell["dtype"],
-            f"{cell['ours_forward_ms'] + cell['ours_backward_ms']:.2f}",
-            f"{cell['theirs_forward_ms'] + cell['theirs_backward_ms']:.2f}",
-            f"{cell['ratio']:.1f}",
-            "yes" if cell["spikes_equal"] else "no",
-        ]
-        for cell in result["cells"]
-    ]
-    return _table(["T", "neurons", "dtype", "snn_core ms", "SpikingJelly ms", "ratio", "equal spikes"], rows)
 
 
 def open_neuromorphic(result: dict[str, Any]) -> str:
