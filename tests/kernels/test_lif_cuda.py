@@ -92,7 +92,9 @@ def assert_gradients(implementation: Implementation, actual: Sequence[Tensor], e
     torch.testing.assert_close(actual[2], expected[2], rtol=1e-6 if implementation.exact else 1e-5, atol=0)
 
 
-def compare(implementation: Implementation, x: Tensor, options: tuple[Any, ...] = DEFAULTS, **changes: Any) -> None:
+def assert_matches_cpp(
+    implementation: Implementation, x: Tensor, options: tuple[Any, ...] = DEFAULTS, **changes: Any
+) -> None:
     """Forward and backward of both, with random gradients of all outputs unless ``changes`` has others."""
     shape, dtype = x.shape, x.dtype
     v0 = changes.get("v0", normal(shape[1:], 1))
@@ -119,7 +121,7 @@ def test_options_and_sizes(cuda: Implementation, dtype: torch.dtype, surrogate: 
         for _ in range(3):
             steps, width = next(sizes)
             x = normal((steps, width), steps * width, dtype, scale=2.0)
-            compare(cuda, x, (tau, 1.0, v_reset, decay, detach, surrogate, 1.5))
+            assert_matches_cpp(cuda, x, (tau, 1.0, v_reset, decay, detach, surrogate, 1.5))
 
 
 def gapped(x: Tensor) -> Tensor:
@@ -152,10 +154,10 @@ def test_layouts(cuda: Implementation, layout: str, dtype: torch.dtype) -> None:
     shape = (18, cuda.wide // 256, 8, 4, 8)
     x, change = normal(shape, 0, dtype, scale=2.0), LAYOUTS[layout]
     grads = (normal(shape, 2, dtype), normal(shape[1:], 3), normal(shape, 4, dtype))
-    compare(cuda, change(x), grads=grads)
+    assert_matches_cpp(cuda, change(x), grads=grads)
     everything = (change(grads[0]), change(grads[1][None])[0], change(grads[2]))
-    compare(cuda, x, grads=everything)
-    compare(cuda, change(x), v0=change(normal((1, *shape[1:]), 1))[0], grads=everything)
+    assert_matches_cpp(cuda, x, grads=everything)
+    assert_matches_cpp(cuda, change(x), v0=change(normal((1, *shape[1:]), 1))[0], grads=everything)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -164,7 +166,9 @@ def test_absent_inputs(cuda: Implementation, dtype: torch.dtype) -> None:
         x = normal((20, width), 0, dtype, scale=2.0)
         grads = (normal(x.shape, 2, dtype), normal(x.shape[1:], 3), normal(x.shape, 4, dtype))
         for kept in itertools.product((True, False), repeat=3):
-            compare(cuda, x, v0=None, grads=tuple(g if keep else None for g, keep in zip(grads, kept, strict=True)))
+            assert_matches_cpp(
+                cuda, x, v0=None, grads=tuple(g if keep else None for g, keep in zip(grads, kept, strict=True))
+            )
         s_seq, v_last, v_seq, checkpoints = cuda("lif", x, None, None, *DEFAULTS, 0, False)
         assert_equal((s_seq, v_last), CPP.lif(x, None, None, *DEFAULTS, 0, False)[:2], "s_seq v_last")
         assert v_seq.shape == checkpoints.shape == (0,)
@@ -177,8 +181,8 @@ def test_checkpoints(cuda: Implementation, every: int, wide: bool) -> None:
     _, _, v_seq, checkpoints = cuda("lif", x, None, None, *DEFAULTS, every, True)
     if every > 0:
         assert torch.equal(checkpoints, v_seq[every - 1 : -1 : every])
-    compare(cuda, x, checkpoint_every=every)
-    compare(cuda, x, checkpoint_every=every, pass_checkpoints=False)
+    assert_matches_cpp(cuda, x, checkpoint_every=every)
+    assert_matches_cpp(cuda, x, checkpoint_every=every, pass_checkpoints=False)
 
 
 @pytest.mark.parametrize("surrogate", range(5))
@@ -188,7 +192,7 @@ def test_nan_and_infinity(cuda: Implementation, surrogate: int) -> None:
         for index, value in enumerate((float("nan"), float("inf"), float("-inf"), 3e38, -3e38, -0.0, 1e-40)):
             x[index::9, index::11] = value
         for v_reset in (0.0, None):
-            compare(cuda, x, (2.0, 1.0, v_reset, True, False, surrogate, 2.0))
+            assert_matches_cpp(cuda, x, (2.0, 1.0, v_reset, True, False, surrogate, 2.0))
 
 
 def test_nan_does_not_come_through_spikes_that_have_no_gradient(cuda: Implementation) -> None:
@@ -211,7 +215,7 @@ def test_learned_tau(cuda: Implementation, shape: tuple[int, int], dtype: torch.
     x, q = normal(shape, 0, dtype, scale=2.0), torch.tensor(0.3)
     grads = (normal(shape, 2, dtype).abs(), normal(shape[1:], 3), None)
     for decay in (True, False):
-        compare(cuda, x, (2.0, 1.0, None, decay, True, 0, 2.0), reciprocal_tau=q, grads=grads)
+        assert_matches_cpp(cuda, x, (2.0, 1.0, None, decay, True, 0, 2.0), reciprocal_tau=q, grads=grads)
     arguments = (*grads, x, None, q, None, *DEFAULTS, 0)
     assert torch.equal(cuda("lif_backward", *arguments)[2], cuda("lif_backward", *arguments)[2])
 
@@ -262,7 +266,7 @@ def test_spike_pack(cuda: Implementation, shape: tuple[int, ...], dim: int, layo
 
 def test_nothing_to_do(cuda: Implementation) -> None:
     x, q = torch.zeros(3, 0, 8), torch.tensor(0.3)
-    compare(cuda, x, reciprocal_tau=q)
+    assert_matches_cpp(cuda, x, reciprocal_tau=q)
     assert [t.shape for t in cuda("lif_packed", x, None, None, *DEFAULTS, 2)] == [(3, 0, 1), (0, 8)]
     assert cuda("spike_pack", x, 1)[0].shape == (3, 0, 8)
 
