@@ -121,10 +121,11 @@ def _stacked(chunk: int, tau: float) -> Loop:
 
 
 def _unbound(tau: float) -> Loop:
-    """Everything inside the compiled function."""
+    """Everything inside the compiled function; like ours it leaves the last state, here without its gradient."""
 
-    def whole(x_seq: Tensor, v: Tensor) -> Tensor:
-        return torch.stack(_steps(x_seq.unbind(0), v, tau)[0])
+    def whole(x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        spikes, v = _steps(x_seq.unbind(0), v, tau)
+        return torch.stack(spikes), v.detach()
 
     compiled = _compile(whole)
-    return lambda x_seq: compiled(x_seq, _start(x_seq, requires_grad=False))
+    return lambda x_seq: compiled(x_seq, _start(x_seq, requires_grad=False))[0]

@@ -62,8 +62,12 @@ inline void load_state(const RowView& view, float absent, float* v, int64_t n) {
   }
 }
 
-// A state of float32 at time index t of its operand.
-inline void store_state(const RowView& view, int64_t t, const float* v, int64_t n) {
+// A state of float32 at time index t of its operand; `stream` past the caches, where its rows allow.
+inline void store_state(const RowView& view, int64_t t, const float* v, int64_t n, bool stream = false) {
+  if (stream && view.direct() && view.aligned()) {
+    row_tools().stream(v, reinterpret_cast<float*>(view.at(t)), n);
+    return;
+  }
   float* target = view.target(t, const_cast<float*>(v));
   if (target != v) std::copy_n(v, n, target);
   view.write(t, v, n);

@@ -68,7 +68,7 @@ struct ForwardBlock {
         store_state(block.view[kCheckpoints], t / checkpoint_every - 1, v, block.n);
       }
     }
-    store_state(block.view[kVLast], 0, v, block.n);
+    store_state(block.view[kVLast], 0, v, block.n, stream);
   }
 
   void advance(int64_t first, int64_t last) const {

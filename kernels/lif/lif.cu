@@ -171,7 +171,8 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalT
   const CudaLif& kernels = kernels_for(x);
   const Launcher launch(x.get_device_index());
   const Layout layout(x);
-  Tensor grad_x = layout.sequence(x), grad_v0 = layout.step_float(x), grad_tau = empty_scalar_like(x);
+  Tensor grad_x = layout.sequence(x), grad_tau = empty_scalar_like(x);
+  Tensor grad_v0 = v0.has_value() ? layout.step_float(x) : empty_vector_like(x, ScalarType::Float);
   if (layout.neurons() == 0) {
     launch_tau_sum(launch, kernels, empty_strided(x, {0}, {1}, ScalarType::Double), 0, grad_tau);
     return {grad_x, grad_v0, grad_tau};
@@ -187,7 +188,8 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor grad_s, OptionalT
   }
 
   const Plan<A::kCount> plan(x, {&x, &grad_x, pointer_to(grad_s), pointer_to(grad_v_seq), pointer_to(v0),
-                                 pointer_to(grad_v_last), &grad_v0, needed > 0 ? &*checkpoints : nullptr});
+                                 pointer_to(grad_v_last), v0.has_value() ? &grad_v0 : nullptr,
+                                 needed > 0 ? &*checkpoints : nullptr});
   const int64_t multiprocessors = reciprocal_tau.has_value() ? kTauMultiprocessors : launch.multiprocessors();
   const bool wide = wide_enough(multiprocessors, plan.neurons(), kBackwardWidth) &&
                     plan.allows(kBackwardWidth, {A::kGradS, A::kGradVSeq, A::kV0, A::kGradVLast});

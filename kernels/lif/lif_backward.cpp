@@ -195,7 +195,7 @@ struct BackwardBlock {
                          v.decay_input,
                          stream};
     backward_table().fused[gx.operand.storage][v.surrogate][v.soft_reset][v.detach_reset](rows, o.p);
-    store_state(view(kGv0), 0, scratch.carry, block.n);
+    if (view(kGv0).operand) store_state(view(kGv0), 0, scratch.carry, block.n);
   }
 
   double run() const {
@@ -226,7 +226,7 @@ struct BackwardBlock {
       if (learn_tau) load_border(c, scratch.v);
       tau_sum += backward_chunk_by_steps(first, last, scratch.v);
     }
-    store_state(view(kGv0), 0, scratch.carry, block.n);
+    if (view(kGv0).operand) store_state(view(kGv0), 0, scratch.carry, block.n);
     return tau_sum;
   }
 };
@@ -255,7 +255,8 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTenso
   if (saved) check_sequence(x, &*checkpoints, "checkpoints", (steps - 1) / checkpoint_every, ScalarType::Float);
 
   const Layout layout(x);
-  Tensor gx = layout.sequence(x), gv0 = layout.step_float(x);
+  Tensor gx = layout.sequence(x);
+  Tensor gv0 = v0.has_value() ? layout.step_float(x) : empty_vector_like(x, ScalarType::Float);
   Tensor g_reciprocal_tau = empty_scalar_like(x);
   float* const tau_result = static_cast<float*>(g_reciprocal_tau.data_ptr());
   *tau_result = 0.0f;
@@ -263,12 +264,13 @@ std::tuple<Tensor, Tensor, Tensor> lif_backward(OptionalTensor gs, OptionalTenso
   advise_huge_pages(gx);
 
   const auto geometry = neuron_geometry<kCount>(x, {&x, &gx, maybe(gs), maybe(gv_seq), saved ? &*checkpoints : nullptr,
-                                                    maybe(v0), maybe(gv_last), &gv0});
+                                                    maybe(v0), maybe(gv_last), v0.has_value() ? &gv0 : nullptr});
   const auto sequence = [](const Tensor* t) { return t != nullptr ? sequence_operand(*t) : Operand{}; };
   const auto state = [](const Tensor* t) { return t != nullptr ? state_operand(*t) : Operand{}; };
   const std::array<Operand, kCount> operands{
       sequence_operand(x),  sequence_operand(gx), sequence(maybe(gs)),   sequence(maybe(gv_seq)),
-      sequence(saved ? &*checkpoints : nullptr), state(maybe(v0)), state(maybe(gv_last)), state_operand(gv0)};
+      sequence(saved ? &*checkpoints : nullptr), state(maybe(v0)), state(maybe(gv_last)),
+      v0.has_value() ? state_operand(gv0) : Operand{}};
   const int64_t span = saved ? std::min(steps, checkpoint_every) : steps;
   // Nothing but rows passes through the caches where h stays in registers: longer rows then.
   const int64_t widest = BackwardBlock::fusible(o, steps, reciprocal_tau.has_value()) ? kFusedBlock : kMaxBlock;

@@ -96,8 +96,9 @@ SNN_VECTOR_INLINE F charge_multiplying(F x, F v, typename LaneTraits<F>::U decay
   return v + (in - (v - p.v_reset)) * p.reciprocal_tau + added;
 }
 
-// Vectors of F at element i: forward through the steps, then back, with h in registers.
-template <class Body, bool kStream, class F, int kVectors, class X>
+// Vectors of F at element i: forward through the steps, then back, with h in registers. kPlain: decay_input with a
+// v_reset of 0, which takes a sixth of the instructions less.
+template <class Body, bool kStream, bool kPlain, class F, int kVectors, class X>
 SNN_VECTOR_INLINE void there_and_back(const FusedRows& r, int64_t i, const LifParameters& p) {
   using L = LaneTraits<F>;
   constexpr int lanes = L::lanes, steps = kFusedSteps;
@@ -111,7 +112,9 @@ SNN_VECTOR_INLINE void there_and_back(const FusedRows& r, int64_t i, const LifPa
   for (int t = 0; t < steps; ++t) {
 #pragma GCC unroll 4
     for (int k = 0; k < kVectors; ++k) {
-      h[t][k] = charge_multiplying(load<F>(x + t * r.x_stride + k * lanes), state[k], decay_mask, p);
+      const F x_t = load<F>(x + t * r.x_stride + k * lanes);
+      h[t][k] = kPlain ? state[k] + (x_t - state[k]) * p.reciprocal_tau
+                       : charge_multiplying(x_t, state[k], decay_mask, p);
       state[k] = Body::reset(h[t][k], p);
     }
   }
@@ -122,29 +125,31 @@ SNN_VECTOR_INLINE void there_and_back(const FusedRows& r, int64_t i, const LifPa
 #pragma GCC unroll 4
     for (int k = 0; k < kVectors; ++k) {
       const F gh = Body::step(load<F>(gs + t * r.gs_stride + k * lanes), h[t][k], state[k], p);
-      store<kStream>(gx + t * r.gx_stride + k * lanes, gh * p.input_scale);
+      // The product is in the step already where the scale is reciprocal_tau.
+      store<kStream>(gx + t * r.gx_stride + k * lanes, gh * (kPlain ? p.reciprocal_tau : p.input_scale));
     }
   }
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k) store<false>(r.gv + i + k * lanes, state[k]);
 }
 
-template <class Body, bool kStream, class X>
+template <class Body, bool kStream, bool kPlain, class X>
 SNN_VECTOR_INLINE void fused_run(const FusedRows& r, LifParameters p) {
   constexpr int vectors = kLanes == 16 ? 2 : 1, strip = vectors * kLanes;
   int64_t i = 0;
-  for (; i + strip <= r.n; i += strip) there_and_back<Body, kStream, VectorF, vectors, X>(r, i, p);
-  for (; i < r.n; ++i) there_and_back<Body, false, float, 1, X>(r, i, p);
+  for (; i + strip <= r.n; i += strip) there_and_back<Body, kStream, kPlain, VectorF, vectors, X>(r, i, p);
+  for (; i < r.n; ++i) there_and_back<Body, false, false, float, 1, X>(r, i, p);
 }
 
 template <class X, int kSurrogate, bool kSoftReset, bool kDetachReset>
 void fused(const FusedRows& r, const LifParameters& p) {
   using B = Body<kSurrogate, kSoftReset, kDetachReset>;
+  const bool plain = r.decay_input && p.v_reset == 0.0f;
   if (r.stream) {
-    fused_run<B, true, X>(r, p);
+    plain ? fused_run<B, true, true, X>(r, p) : fused_run<B, true, false, X>(r, p);
     stream_fence();
   } else {
-    fused_run<B, false, X>(r, p);
+    plain ? fused_run<B, false, true, X>(r, p) : fused_run<B, false, false, X>(r, p);
   }
 }
 

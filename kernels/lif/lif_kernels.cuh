@@ -312,7 +312,7 @@ SNN_GLOBAL void SNN_LAUNCH_BOUNDS(kBackwardThreads, kChunk == kBackwardChunk ? 3
         }
       }
     }
-    store_floats(gv, place<float>(a.operand[A::kGradV0], at[A::kGradV0]));
+    if (a.operand[A::kGradV0].data != nullptr) store_floats(gv, place<float>(a.operand[A::kGradV0], at[A::kGradV0]));
   }
   if (a.tau_sums != nullptr) {
     a.tau_sums[global_thread()] = tau_sum;

@@ -5,7 +5,8 @@ Two families of one shape: ``snn_core::lif*`` is compiled code (C++ for CPU tens
 
 =============  ========================================================================================
 ``lif``        forward; differentiable. Keeps ``v`` at chunk borders where asked to (``checkpoint_every``)
-``_backward``  gradients; recomputes ``h`` from ``x_seq``; its own gradient is refused
+``_backward``  gradients; recomputes ``h`` from ``x_seq``; its own gradient is refused. That of ``v0`` is empty
+               where there is no ``v0``
 ``_packed``    forward with eight spikes a byte; no gradient
 ``_inplace``   forward that overwrites ``x_seq`` with the spikes; no gradient
 =============  ========================================================================================
@@ -51,9 +52,11 @@ def _forward_fake(x_seq: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 def _backward_fake(
-    grad_s: Any, grad_v_last: Any, grad_v_seq: Any, x_seq: Tensor, *arguments: Any
+    grad_s: Any, grad_v_last: Any, grad_v_seq: Any, x_seq: Tensor, v0: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_v0 = torch.empty_like(x_seq[0], dtype=torch.float32)
+    grad_v0 = x_seq.new_empty(0, dtype=torch.float32)
+    if v0 is not None:
+        grad_v0 = torch.empty_like(x_seq[0], dtype=torch.float32)
     return empty_sequence_like(x_seq), grad_v0, x_seq.new_empty((), dtype=torch.float32)
 
 
@@ -187,7 +190,7 @@ def _register_vmap(name: str, operators: LifOperators) -> None:
                 batched[index] = _to_front(arguments[index], in_dims[index], position, info.batch_size)
         if arguments[5] is not None:
             raise NotImplementedError("vmap over the gradient of a learned reciprocal_tau of lif is not supported")
-        return operators.backward(*batched), (1, 0, None)
+        return operators.backward(*batched), (1, None if arguments[4] is None else 0, None)
 
     torch.library.register_vmap(f"snn_core::{name}", forward, lib=LIBRARY)
     torch.library.register_vmap(f"snn_core::{name}_backward", backward, lib=LIBRARY)

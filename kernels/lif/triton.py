@@ -251,19 +251,23 @@ def lif_triton_backward(
     check_tensor(grad_s, x_seq, "grad_s", x_seq.shape, x_seq.dtype)
     check_tensor(grad_v_seq, x_seq, "grad_v_seq", x_seq.shape, x_seq.dtype)
     grad_x = empty_sequence_like(x_seq)
-    grad_v0 = torch.empty_like(x_seq[0], dtype=torch.float32)
-    if grad_v0.numel() == 0:
+    # Without v0 nothing is written to the step, which then only says how one is laid out.
+    step = torch.empty_like(x_seq[0], dtype=torch.float32, device=None if v0 is not None else "meta")
+    grad_v0 = step if v0 is not None else x_seq.new_empty(0, dtype=torch.float32)
+    if step.numel() == 0:
         return grad_x, grad_v0, x_seq.new_zeros((), dtype=torch.float32)
     parameters = _parameters(
         tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, reciprocal_tau is not None
     )
-    checkpoints = _checkpoints(x_seq, v0, reciprocal_tau, parameters, grad_v0, checkpoints, checkpoint_every)
+    checkpoints = _checkpoints(x_seq, v0, reciprocal_tau, parameters, step, checkpoints, checkpoint_every)
     walk, operands = _plan(
-        grad_v0,
+        step,
         [Operand(x_seq, True), Operand(v0, False), Operand(grad_s, True), Operand(grad_v_last, False),
          Operand(grad_v_seq, True)],
     )  # fmt: skip
-    partials = _run_backward(walk, operands, reciprocal_tau, parameters, checkpoints, grad_x, grad_v0)
+    partials = _run_backward(
+        walk, operands, reciprocal_tau, parameters, checkpoints, grad_x, None if v0 is None else grad_v0
+    )
     if partials is None:
         return grad_x, grad_v0, x_seq.new_zeros((), dtype=torch.float32)
     return grad_x, grad_v0, partials.sum().to(torch.float32)
@@ -271,7 +275,7 @@ def lif_triton_backward(
 
 def _run_backward(
     walk: Walk, operands: list[Operand], reciprocal_tau: Tensor | None, parameters: Parameters,
-    checkpoints: Tensor | None, grad_x: Tensor, grad_v0: Tensor,
+    checkpoints: Tensor | None, grad_x: Tensor, grad_v0: Tensor | None,
 ) -> Tensor | None:  # fmt: skip
     """Returns the sums of the gradient of reciprocal_tau, one a program."""
     x, v0, grad_s, grad_v_last, grad_v_seq = (operand.tensor for operand in operands)

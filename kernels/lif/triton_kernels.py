@@ -249,7 +249,8 @@ def backward_kernel(
         if tau_partials is not None:
             tau_sum += chunk_sum.to(tl.float64)
         first -= STEPS
-    store_block(grad_v0, start, lane, gv, mask, ALIGN)
+    if grad_v0 is not None:
+        store_block(grad_v0, start, lane, gv, mask, ALIGN)
     if tau_partials is not None:
         total = tl.sum(tl.where(mask, tau_sum, 0.0), axis=0)
         tl.store(tau_partials + tl.program_id(0), total)

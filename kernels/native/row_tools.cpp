@@ -34,6 +34,13 @@ void add(const void* source, float* target, int64_t n) {
   for (; i < n; ++i) target[i] += load<float>(from + i);
 }
 
+void stream(const float* source, float* target, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store<true>(target + i, load<VectorF>(source + i));
+  for (; i < n; ++i) target[i] = source[i];
+  stream_fence();
+}
+
 template <class X>
 void pack(const void* source, uint8_t* target, int64_t n) {
   constexpr int group = kLanes < 8 ? 8 : kLanes;
@@ -73,6 +80,7 @@ void unpack(const uint8_t* source, void* target, int64_t n) {
 }  // namespace
 
 extern const RowTools SNN_CONCAT(row_tools_, SNN_ISA) = {SNN_STORAGES(to_float), SNN_STORAGES(from_float),
-                                                         SNN_STORAGES(add), SNN_STORAGES(pack), SNN_STORAGES(unpack)};
+                                                         SNN_STORAGES(add), stream,
+                                                         SNN_STORAGES(pack), SNN_STORAGES(unpack)};
 
 }  // namespace snn_core

@@ -12,6 +12,8 @@ struct RowTools {
   void (*to_float[kStorageCount])(const void* source, float* target, int64_t n);
   void (*from_float[kStorageCount])(const float* source, void* target, int64_t n);
   void (*add[kStorageCount])(const void* source, float* target, int64_t n);  // target += source
+  // A copy past the caches; target aligned to 64 bytes.
+  void (*stream)(const float* source, float* target, int64_t n);
   // Spikes to bits, bits to spikes: `n` spikes, ceil(n / 8) bytes.
   void (*pack[kStorageCount])(const void* source, uint8_t* target, int64_t n);
   void (*unpack[kStorageCount])(const uint8_t* source, void* target, int64_t n);

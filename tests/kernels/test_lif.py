@@ -264,10 +264,13 @@ def test_operator_passes_opcheck() -> None:
     torch.library.opcheck(torch.ops.snn_core.lif_packed.default, (x.detach(), v0.detach(), None, *options, 2))
     torch.library.opcheck(torch.ops.snn_core.lif_inplace.default, (x.detach().clone(), None, None, *options))
     gradients = (normal((3, 4, 5), 2), None, normal((3, 4, 5), 3))
-    torch.library.opcheck(
-        torch.ops.snn_core.lif_backward.default, (*gradients, x.detach(), v0.detach(), q.detach(), None, *options, 0),
-        test_utils=("test_schema", "test_faketensor"),
-    )  # fmt: skip
+    for state in (v0.detach(), None):
+        arguments = (*gradients, x.detach(), state, q.detach(), None, *options, 0)
+        torch.library.opcheck(
+            torch.ops.snn_core.lif_backward.default, arguments, test_utils=("test_schema", "test_faketensor")
+        )
+        grad_v0 = torch.ops.snn_core.lif_backward(*arguments)[1]
+        assert grad_v0.shape == ((4, 5) if state is not None else (0,))
 
 
 @needs_native

@@ -202,7 +202,8 @@ def test_nan_does_not_come_through_spikes_that_have_no_gradient(cuda: Implementa
         x[5::6, ::3] = float("nan")
         leaf = x.clone().requires_grad_()
         reference.lif(leaf, None, tau=2.0, v_reset=None, detach_reset=True)[1].backward(gradient)
-        grad_x, grad_v0, _ = cuda("lif_backward", None, gradient, None, x, None, None, None, *options, 0)
+        v0 = torch.zeros(width)
+        grad_x, grad_v0, _ = cuda("lif_backward", None, gradient, None, x, v0, None, None, *options, 0)
         assert leaf.grad is not None
         assert not leaf.grad.isnan().any()
         torch.testing.assert_close(grad_x, leaf.grad, rtol=1e-6, atol=0)
