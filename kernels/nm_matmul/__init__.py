@@ -1,0 +1,1 @@
+"""Matrix products and convolutions of spikes or dense activations with N:M sparse weights."""
