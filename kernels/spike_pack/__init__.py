@@ -1,5 +1,6 @@
 """Spikes as bits: eight a byte along one dimension."""
 
 from snn_core.kernels.spike_pack.ops import pack_spikes, unpack_spikes
+from snn_core.kernels.spike_pack.packed import PackedSpikes, is_binary
 
-__all__ = ["pack_spikes", "unpack_spikes"]
+__all__ = ["PackedSpikes", "is_binary", "pack_spikes", "unpack_spikes"]

@@ -23,8 +23,8 @@ from torch import nn
 
 from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.files import atomic_path
-from snn_core.sparsity.compressed import CompressedNM
-from snn_core.sparsity.pattern import NMPattern
+from snn_core.kernels.nm_compress.compressed import CompressedNM
+from snn_core.kernels.nm_compress.pattern import NMPattern
 
 FORMAT = "snn_core.compressed_model"
 FORMAT_VERSION = "1"

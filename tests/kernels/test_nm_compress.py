@@ -5,7 +5,7 @@ import torch
 
 from snn_core.errors import ArgumentError
 from snn_core.sparsity import CompressedNM, NMPattern, compressed_nbytes, nm_mask_by_magnitude
-from snn_core.sparsity.packing import pack_bits, packed_size, unpack_bits
+from snn_core.kernels.nm_compress.packing import pack_bits, packed_size, unpack_bits
 
 SHAPES = [(3, 80), (2, 80, 3), (5, 80, 3, 2)]
 

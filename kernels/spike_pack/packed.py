@@ -1,0 +1,148 @@
+"""Packed spikes that know their logical shape and firing rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn_core.errors import ArgumentError
+from snn_core.kernels.native.library import packed_size
+from snn_core.kernels.spike_pack.ops import pack_spikes, unpack_spikes
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSpikes:
+    """Spikes (0 or 1), eight a byte along their last dimension in memory.
+
+    Attributes:
+        bits: uint8 ``[..., ceil(size / 8)]``, last dimension with stride 1: bit j of byte i is element ``8 i + j``;
+            the bits beyond ``size`` are 0.
+        size: number of spikes along the packed dimension (features or channels).
+        channels_last: the packed dimension is the logical dimension -3: bits ``[..., H, W, ceil(C / 8)]`` stand for
+            spikes ``[..., C, H, W]``.
+
+    Raises:
+        ArgumentError: bits of another dtype, shape or stride, or (on the CPU) with spikes beyond ``size``.
+    """
+
+    bits: Tensor
+    size: int
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        bits, size = self.bits, self.size
+        if not isinstance(bits, Tensor) or bits.dtype != torch.uint8:
+            raise ArgumentError(f"bits: expected a uint8 tensor, got {getattr(bits, 'dtype', type(bits).__name__)}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ArgumentError(f"size: expected a non-negative integer, got {size!r}")
+        if bits.ndim < (3 if self.channels_last else 1) or bits.shape[-1] != packed_size(size):
+            raise ArgumentError(
+                f"bits: shape {list(bits.shape)}; expected [{'..., H, W' if self.channels_last else '...'}, "
+                f"{packed_size(size)}] for {size} spikes"
+            )
+        if bits.shape[-1] > 1 and bits.stride(-1) != 1:
+            raise ArgumentError(f"bits: the last dimension must have stride 1, got strides {bits.stride()}")
+        # Native code reads weight rows by set bits. Not on a GPU: it would wait for the device.
+        if size % 8 and bits.device.type == "cpu" and not torch.compiler.is_compiling():
+            beyond = bits[..., -1] >> (size % 8)
+            if beyond.any():
+                raise ArgumentError(f"bits: spikes beyond size {size} in the last byte")
+
+    @classmethod
+    def from_dense(cls, s: Tensor, dim: int = -1, *, check: bool = True, backend: str = "auto") -> PackedSpikes:
+        """Pack a tensor of spikes.
+
+        Args:
+            s: ``[..., K]``, any dtype that :func:`pack_spikes` takes, or images ``[..., C, H, W]`` with ``dim=-3``,
+                in any memory format.
+            dim: the packed dimension: the last, or -3 for images, whose bits are then channels-last.
+            check: refuse values other than 0 and 1. Without it every value that is not 0 counts as a spike.
+            backend: of :func:`pack_spikes`.
+
+        Raises:
+            ArgumentError: another dimension, or values that are no spikes: sums of spikes (residual networks) cannot
+                be packed; pass such tensors dense.
+        """
+        if isinstance(dim, int) and isinstance(s, Tensor) and 0 <= dim < s.ndim:
+            dim -= s.ndim
+        channels_last = dim == -3
+        if dim not in (-1, -3):
+            raise ArgumentError(f"dim is {dim!r}; it must be the last dimension, or -3 (channels of images)")
+        packed = pack_spikes(s, dim, backend=backend)
+        if check and not is_binary(s):
+            other = s[(s != 0) & (s != 1)].flatten()[0].item()
+            raise ArgumentError(f"s: holds values other than 0 and 1 ({other}, for one); only spikes can be packed")
+        bits = packed.movedim(dim, -1)
+        return cls(bits if bits.is_contiguous() else bits.contiguous(), s.shape[dim], channels_last)
+
+    def to_dense(self, dtype: torch.dtype = torch.float32, *, backend: str = "auto") -> Tensor:
+        """0 or 1 in ``dtype``, of :attr:`shape`; images lie channels-last in memory."""
+        s = unpack_spikes(self.bits, self.size, -1, dtype=dtype, backend=backend)
+        return s.movedim(-1, -3) if self.channels_last else s
+
+    @property
+    def shape(self) -> torch.Size:
+        """Logical shape: ``[..., size]``, or ``[..., size, H, W]``."""
+        leading = list(self.bits.shape[:-1])
+        leading.insert(len(leading) - (2 if self.channels_last else 0), self.size)
+        return torch.Size(leading)
+
+    @property
+    def ndim(self) -> int:
+        """Number of logical dimensions."""
+        return self.bits.ndim
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the bits."""
+        return self.bits.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the bits."""
+        return self.bits.nbytes
+
+    @cached_property
+    def count(self) -> int:
+        """Number of spikes; counted once and kept (on a GPU this waits for the device)."""
+        return _popcount(self.bits)
+
+    @property
+    def firing_rate(self) -> float:
+        """Spikes per element; 0 for an empty tensor."""
+        return self.count / max(1, self.shape.numel())
+
+    def with_leading(self, *leading: int) -> PackedSpikes:
+        """The dimensions before the features, or before ``[C, H, W]``, reshaped: ``[T * B, K] -> [T, B, K]``."""
+        kept = self.bits.shape[-3:] if self.channels_last else self.bits.shape[-1:]
+        return PackedSpikes(self.bits.reshape(*leading, *kept), self.size, self.channels_last)
+
+    def to(self, device: torch.device | str) -> PackedSpikes:
+        """The spikes on another device."""
+        return PackedSpikes(self.bits.to(device), self.size, self.channels_last)
+
+    def __repr__(self) -> str:
+        layout = ", channels_last" if self.channels_last else ""
+        return f"PackedSpikes(shape={list(self.shape)}{layout}, device='{self.device}', nbytes={self.nbytes})"
+
+
+def is_binary(s: Tensor) -> bool:
+    """Whether all elements are 0 or 1 (on a GPU this waits for the device)."""
+    return s.dtype == torch.bool or bool((s == (s != 0)).all())
+
+
+def _popcount(bits: Tensor) -> int:
+    if bits.numel() == 0:
+        return 0
+    if bits.device.type == "cpu" and hasattr(np, "bitwise_count"):  # numpy >= 2
+        flat = bits.contiguous().reshape(-1)
+        whole = flat.numel() // 8 * 8
+        words, rest = flat[:whole].numpy().view(np.uint64), flat[whole:].numpy()
+        return int(np.bitwise_count(words).sum(dtype=np.int64)) + int(np.bitwise_count(rest).sum(dtype=np.int64))
+    pairs = bits - ((bits >> 1) & 0x55)
+    nibbles = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+    return int(((nibbles + (nibbles >> 4)) & 0x0F).sum(dtype=torch.int64))
