@@ -8,6 +8,7 @@ from pathlib import Path
 from snn_core.datasets.nmnist import HOW_TO_GET, SPLIT_FOLDERS, NMNISTSource
 from snn_core.datasets.source import EventSource
 from snn_core.errors import ArgumentError, DataError
+from snn_core.files import cache_root
 
 BUILT_IN = ("digits-dvs", "nmnist")
 PART_OF_NMNIST = "nmnist_850.zip"
@@ -21,17 +22,6 @@ def data_root() -> Path:
     checkout = Path(__file__).resolve().parent.parent
     beside = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
     return beside.parent / "shared" / "data"
-
-
-def cache_root() -> Path:
-    """Where what can be made again is kept: SNN_CACHE, else $XDG_CACHE_HOME/snn_core, else ~/.cache/snn_core."""
-    configured = os.environ.get("SNN_CACHE")
-    if configured:
-        return Path(configured).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
-    return base / "snn_core"
 
 
 def open_source(source: str | os.PathLike[str], *, seed: int = 0, download: bool = False) -> EventSource:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes and content hashes."""
+"""Files that are either whole or not there: atomic writes, content hashes, and where a cache lies."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from snn_core.errors import StorageError
+
+
+def cache_root() -> Path:
+    """Where what can be made again is kept: SNN_CACHE, else $XDG_CACHE_HOME/snn_core, else ~/.cache/snn_core."""
+    configured = os.environ.get("SNN_CACHE")
+    if configured:
+        return Path(configured).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths ignored.
+    base = Path(shared) if os.path.isabs(shared) else Path("~/.cache").expanduser()
+    return base / "snn_core"
 
 
 @contextlib.contextmanager
