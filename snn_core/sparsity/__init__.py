@@ -6,8 +6,12 @@ from snn_core.kernels.nm_compress import (
     check_nm,
     compressed_nbytes,
     from_blocks,
+    from_semi_structured,
+    hardware_metadata,
     nm_mask_by_magnitude,
     to_blocks,
+    to_semi_structured,
+    transposable_mask,
 )
 from snn_core.sparsity.model_file import CompressedFile, load_compressed, read_compressed, save_compressed
 
@@ -18,9 +22,13 @@ __all__ = [
     "check_nm",
     "compressed_nbytes",
     "from_blocks",
+    "from_semi_structured",
+    "hardware_metadata",
     "load_compressed",
     "nm_mask_by_magnitude",
     "read_compressed",
     "save_compressed",
     "to_blocks",
+    "to_semi_structured",
+    "transposable_mask",
 ]

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from snn_core.errors import ArgumentError
-from snn_core.sparsity import CompressedNM, NMPattern, compressed_nbytes, nm_mask_by_magnitude
 from snn_core.kernels.nm_compress.packing import pack_bits, packed_size, unpack_bits
+from snn_core.sparsity import CompressedNM, NMPattern, compressed_nbytes, nm_mask_by_magnitude
 
 SHAPES = [(3, 80), (2, 80, 3), (5, 80, 3, 2)]
 
@@ -19,6 +20,10 @@ def pruned(shape, pattern, dtype=torch.float32):
 def same_bits(a, b):
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(integers), b.contiguous().view(integers))
+
+
+def valid():
+    return CompressedNM.from_dense(torch.zeros(2, 8), "2:4")
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -54,6 +59,86 @@ def test_sparse_blocks_and_negative_zeros_keep_every_bit():
     compressed = CompressedNM.from_dense(weight, "2:4")
     assert same_bits(compressed.to_dense(), weight)
     assert (compressed.positions().diff(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.int8, 127), (torch.float8_e4m3fn, 448)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 32), (3, 16, 3, 3)])
+def test_quantized(dtype, limit, shape):
+    weight, _ = pruned(shape, "2:4")
+    weight[1] = 0
+    weight[2] *= 1e-42  # a channel of subnormal numbers
+    compressed = CompressedNM.from_dense(weight, "2:4")
+    quantized = compressed.quantize(dtype)
+    assert quantized.dtype == dtype
+    assert quantized.scale.shape == shape[:1]
+    assert quantized.scale[1] == 1
+    assert quantized.scale[0] == weight[0].abs().max() / limit
+    assert torch.equal(quantized.indices, compressed.indices)
+    dense = quantized.to_dense()
+    assert dense.dtype == torch.float32
+    # int8: half a step; e4m3: 3 bits of mantissa, or half the smallest subnormal step.
+    step = quantized.scale.view(-1, *[1] * (weight.ndim - 1))
+    bound = step * 0.5 if dtype == torch.int8 else torch.maximum(weight.abs() / 16, step * 2**-10)
+    assert ((dense - weight).abs() <= bound * (1 + 1e-6)).all()
+    assert quantized.nbytes == compressed_nbytes(shape, "2:4", 1) + 4 * shape[0]
+    # Cast to a wider type: exact, with the same scale; quantized again: the same values.
+    assert torch.equal(quantized.to(dtype=torch.bfloat16).to_dense(), dense)
+    again = quantized.quantize(dtype)
+    assert torch.equal(again.to_dense()[0], dense[0])
+
+
+def test_scale_multiplies_each_output():
+    weight, _ = pruned((3, 8, 2, 2), "2:4", torch.bfloat16)
+    scale = torch.tensor([2.0, -0.5, 3.0])
+    scaled = CompressedNM.from_dense(weight, "2:4").with_scale(scale)
+    assert torch.equal(scaled.to_dense(), weight.float() * scale.view(3, 1, 1, 1))
+    assert torch.equal(scaled.with_scale(None).to_dense(), weight)
+    assert scaled.to_dense(torch.float64).dtype == torch.float64
+    assert "scaled" in repr(scaled)
+
+
+def test_moves_and_casts():
+    weight, _ = pruned((4, 16), "2:4")
+    compressed = CompressedNM.from_dense(weight, "2:4").with_scale(torch.ones(4))
+    half = compressed.to("cpu", torch.float16)
+    assert half.dtype == torch.float16
+    assert half.scale.dtype == torch.float32
+    assert torch.equal(half.to_dense(), weight.half().float())
+    assert compressed.cpu().device == torch.device("cpu")
+    assert compressed.to(dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["plain", "scaled", "int8", "e4m3"])
+def test_state_dict_round_trip_through_safetensors(tmp_path, kind):
+    compressed = CompressedNM.from_dense(pruned((4, 80, 3), "3:5")[0], "3:5")
+    if kind != "plain":
+        compressed = compressed.quantize({"int8": torch.int8}.get(kind, torch.float8_e4m3fn))
+    if kind == "scaled":
+        compressed = compressed.to(dtype=torch.float32)
+    save_file(compressed.state_dict(), tmp_path / "w.safetensors")
+    back = CompressedNM.from_state_dict(load_file(tmp_path / "w.safetensors"))
+    assert repr(back) == repr(compressed)
+    assert torch.equal(back.to_dense(), compressed.to_dense())
+
+
+def test_every_flipped_byte_of_a_state_is_refused_or_another_valid_weight():
+    """No checksum here: indices and layout must be in range whatever happens, so that no kernel reads elsewhere."""
+    state = CompressedNM.from_dense(pruned((2, 10), "3:5")[0], "3:5").quantize(torch.int8).state_dict()
+    refused = 0
+    for name in ("indices", "layout"):
+        stream = state[name].view(torch.uint8)
+        for position in range(stream.numel()):
+            for flip in (0x01, 0x80, 0xFF):
+                stream[position] ^= flip
+                try:
+                    weight = CompressedNM.from_state_dict(state)
+                except ArgumentError:
+                    refused += 1
+                else:
+                    assert int(weight.positions().max()) < weight.pattern.m
+                    assert weight.to_dense().shape == weight.shape
+                stream[position] ^= flip
+    assert refused > 50
 
 
 def test_mask_drops_what_it_does_not_keep():
@@ -92,6 +177,22 @@ def test_repr_names_the_essentials():
         (
             lambda w: CompressedNM(torch.ones(1, 2), torch.tensor([0xF4], dtype=torch.uint8), (1, 4), NMPattern(2, 4)),
             "padding",
+        ),
+        (lambda w: CompressedNM.from_dense(w.int(), "2:4"), "dtype torch.int32"),
+        (lambda w: valid().with_scale(torch.ones(3)), r"scale: expected float32 \[2\]"),
+        (lambda w: valid().with_scale(torch.ones(2).half()), "scale: expected float32"),
+        (lambda w: valid().to("meta").with_scale(torch.ones(2)), "scale: on cpu"),
+        (lambda w: CompressedNM(valid().values.to("meta"), valid().indices, (2, 8), NMPattern(2, 4)), "indices: on"),
+        (lambda w: CompressedNM(valid().values.int(), valid().indices, (2, 8), NMPattern(2, 4)), "values: dtype"),
+        (lambda w: valid().to(dtype=torch.int8), "quantize"),
+        (lambda w: valid().quantize(torch.float16), "allowed"),
+        (lambda w: CompressedNM.from_dense(w + float("nan"), "4:4").quantize(torch.int8), "NaN"),
+        (lambda w: CompressedNM.from_state_dict({"values": w}), "state: expected"),
+        (lambda w: CompressedNM.from_state_dict(valid().state_dict() | {"more": w}), "state: expected"),
+        (lambda w: CompressedNM.from_state_dict(valid().state_dict() | {"layout": w}), "layout"),
+        (
+            lambda w: CompressedNM.from_state_dict(valid().state_dict() | {"layout": torch.tensor([2, 4, 2, 16])}),
+            "valu",
         ),
         (lambda w: pack_bits(torch.tensor([4]), 2), "fit|lie in"),
         (lambda w: pack_bits(torch.tensor([0]), 9), "bits"),
