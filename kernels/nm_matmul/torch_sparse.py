@@ -1,0 +1,135 @@
+"""torch's own 2:4 products, cuSPARSELt and CUTLASS, as candidates of the dispatcher.
+
+torch keeps a 2:4 weight in a tensor subclass of its own. It is made from the compressed weight at first use and kept as
+long as the weight lives and the product is used now and then: a second copy of weights that nobody reads would waste
+what compression saved.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from snn_core.kernels.nm_compress.compressed import CompressedNM
+from snn_core.kernels.nm_compress.pattern import NMPattern
+
+#: Types whose products sum in float32 without losing bits of the operands first (float32 would become TF32).
+DTYPES = (torch.bfloat16, torch.float16)
+#: Rows of a torch 2:4 weight, and its columns, are multiples of these (both libraries, 16-bit types).
+MULTIPLES = (32, 64)
+#: A converted weight that was offered so often without being used is forgotten.
+IDLE_OFFERS = 8
+#: Compute capabilities that CUTLASS's product in torch knows (it raises on others), and those with 2:4 at all.
+CUTLASS_MAJOR, FIRST_MAJOR = 8, 8
+
+
+def torch_candidates(
+    x: Tensor, weight: Tensor | CompressedNM, bias: Tensor | None
+) -> list[tuple[str, Callable[[], Tensor]]]:
+    """Ways in which torch multiplies ``x`` with a 2:4 weight: name and call.
+
+    Args:
+        x: ``[..., K]`` on a GPU.
+        weight: ``[O, K]``; a dense one gives no candidates.
+        bias: ``[O]`` in any floating dtype, or None.
+
+    Returns:
+        Of ``cusparselt`` and ``cutlass`` those that can run here; calls return ``[..., O]`` in the dtype of ``x``.
+    """
+    if not isinstance(weight, CompressedNM) or why_not(x, weight):
+        return []
+    kept = _conversions(weight)
+    found = []
+    for name in LIBRARIES:
+        if _library_runs(name, x.device):
+            kept.offer(name)
+            found.append((name, functools.partial(_product, name, kept, x, weight, bias)))
+    return found
+
+
+def why_not(x: Tensor, weight: CompressedNM) -> str:
+    """Why torch's 2:4 products do not take these operands; empty where they do."""
+    if not is_two_of_four(weight.pattern):
+        return f"a {weight.pattern} weight is not 2:4"
+    if x.dtype not in DTYPES:
+        return f"x is {x.dtype}; taken: {', '.join(map(str, DTYPES))}"
+    if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device)[0] < FIRST_MAJOR:
+        return "2:4 products need a GPU of compute capability 8.0 or later"
+    shape = weight.shape
+    if len(shape) != 2 or any(size % multiple or not size for size, multiple in zip(shape, MULTIPLES, strict=True)):
+        return f"the weight is {list(shape)}; both sizes must be multiples of {list(MULTIPLES)}"
+    return ""
+
+
+def is_two_of_four(pattern: NMPattern) -> bool:
+    """Whether every weight that obeys the pattern obeys 2:4: 2:4 itself, 1:4 and 1:2."""
+    return (pattern.m == 4 and pattern.n <= 2) or (pattern.n, pattern.m) == (1, 2)
+
+
+def _cusparselt_runs(device: torch.device) -> bool:
+    return bool(torch.backends.cusparselt.is_available())
+
+
+def _cutlass_runs(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] == CUTLASS_MAJOR
+
+
+LIBRARIES = {"cusparselt": _cusparselt_runs, "cutlass": _cutlass_runs}
+
+
+@functools.cache
+def _library_runs(name: str, device: torch.device) -> bool:
+    return LIBRARIES[name](device)
+
+
+@dataclass
+class _Conversions:
+    """The forms of one weight in torch's tensor subclass, by library and dtype."""
+
+    version: int
+    scale: Tensor | None
+    tensors: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
+    idle: dict[str, int] = field(default_factory=dict)
+
+    def offer(self, name: str) -> None:
+        self.idle[name] = self.idle.get(name, 0) + 1
+        if self.idle[name] > IDLE_OFFERS:
+            self.tensors = {key: tensor for key, tensor in self.tensors.items() if key[0] != name}
+
+    def get(self, name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
+        self.idle[name] = 0
+        if (name, dtype) not in self.tensors:
+            self.tensors[name, dtype] = convert(name, weight, dtype)
+        return self.tensors[name, dtype]
+
+
+#: By the identity of a weight's values, for as long as those live.
+_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _conversions(weight: CompressedNM) -> _Conversions:
+    version = sum(part._version for part in (weight.values, weight.indices, weight.scale) if part is not None)
+    kept = _kept.get(weight.values)
+    # Another scale over the same values (a folded batch norm) is another weight.
+    if kept is None or kept.version != version or kept.scale is not weight.scale:
+        kept = _kept[weight.values] = _Conversions(version, weight.scale)
+    return kept
+
+
+def convert(name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
+    """The weight as torch's SparseSemiStructuredTensor, its scale multiplied in."""
+    from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
+
+    subclasses = {"cusparselt": SparseSemiStructuredTensorCUSPARSELT, "cutlass": SparseSemiStructuredTensorCUTLASS}
+    return subclasses[name].from_dense(weight.to_dense(dtype).contiguous())
+
+
+def _product(name: str, kept: _Conversions, x: Tensor, weight: CompressedNM, bias: Tensor | None) -> Tensor:
+    matrix = kept.get(name, weight, x.dtype)
+    return F.linear(x, matrix, None if bias is None else bias.to(x.dtype))
