@@ -82,6 +82,10 @@ def differentiable(arguments: argparse.Namespace, dtype: str, steps: int) -> lis
     return [(contender.name, contender.kind) for contender in everyone if not contender.forward_only]
 
 
+def _order(cell: Cell) -> tuple[int, int, str]:
+    return cell["T"], cell["N"], cell["dtype"]
+
+
 def show(cells: Iterable[Cell]) -> None:
     """The table on the screen."""
     columns = f"{'contender':34} {'forward':>9} {'backward':>9} {'both ms':>9} limit  ours x"
@@ -130,7 +134,7 @@ def body(arguments: argparse.Namespace, finished: list[Cell]) -> dict[str, Any]:
         **{key: finished[0][key] for key in shared},
         "allocator": arguments.allocator if arguments.device == "cpu" else None,
         "versions": {name: version(name) for name in libraries},
-        "cells": [own(cell) for cell in finished if "contender" not in cell],
+        "cells": sorted((own(cell) for cell in finished if "contender" not in cell), key=_order),
         "memory": [own(cell) for cell in finished if "contender" in cell],
         "goals": goals(finished),
     }
