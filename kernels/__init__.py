@@ -2,7 +2,22 @@
 
 from snn_core.kernels.event_frames import event_frames
 from snn_core.kernels.lif import lif
-from snn_core.kernels.spike_pack import pack_spikes, unpack_spikes
+from snn_core.kernels.nm_compress import CompressedNM
+from snn_core.kernels.nm_matmul import Explanation, nm_conv2d, nm_conv2d_lif, nm_matmul, nm_matmul_lif
+from snn_core.kernels.spike_pack import PackedSpikes, pack_spikes, unpack_spikes
 from snn_core.kernels.topk_sampler import sample_topk
 
-__all__ = ["event_frames", "lif", "pack_spikes", "sample_topk", "unpack_spikes"]
+__all__ = [
+    "CompressedNM",
+    "Explanation",
+    "PackedSpikes",
+    "event_frames",
+    "lif",
+    "nm_conv2d",
+    "nm_conv2d_lif",
+    "nm_matmul",
+    "nm_matmul_lif",
+    "pack_spikes",
+    "sample_topk",
+    "unpack_spikes",
+]

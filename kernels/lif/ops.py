@@ -114,7 +114,8 @@ def lif(
     conventions and order of operations are kept.
     """
     _check_tensors(x_seq, v0, reciprocal_tau)
-    _check_values(tau, v_threshold, v_reset, decay_input, surrogate, alpha)
+    check_neuron(tau, v_threshold, v_reset, decay_input)
+    _check_surrogate(surrogate, alpha)
     needs_gradient = torch.is_grad_enabled() and (
         x_seq.requires_grad
         or (v0 is not None and v0.requires_grad)
@@ -258,11 +259,10 @@ def _check_tensors(x_seq: Tensor, v0: Tensor | None, reciprocal_tau: Tensor | No
         )
 
 
-def _check_values(
-    tau: float, v_threshold: float, v_reset: float | None, decay_input: bool, surrogate: str, alpha: float
-) -> None:
+def check_neuron(tau: float, v_threshold: float, v_reset: float | None, decay_input: bool) -> None:
+    """Raise ArgumentError for parameters that no neuron has."""
     # Comparisons alone: torch.compile traces no math.isfinite() of a symbolic number.
-    for name, value in (("tau", tau), ("v_threshold", v_threshold), ("v_reset", v_reset), ("alpha", alpha)):
+    for name, value in (("tau", tau), ("v_threshold", v_threshold), ("v_reset", v_reset)):
         if not isinstance(value, (int, float)) and not (name == "v_reset" and value is None):
             raise ArgumentError(f"{name} is {value!r}; it must be a number")
     if not tau > 1:
@@ -275,7 +275,12 @@ def _check_values(
         raise ArgumentError(f"v_threshold is {v_threshold}; it must be positive and finite")
     if v_reset is not None and not -math.inf < v_reset < math.inf:
         raise ArgumentError(f"v_reset is {v_reset}; it must be finite, or None for soft reset")
+
+
+def _check_surrogate(surrogate: str, alpha: float) -> None:
     if surrogate not in reference.SURROGATE_CODES:
         raise ArgumentError(f"surrogate is {surrogate!r}; allowed: {', '.join(reference.SURROGATE_CODES)}")
+    if not isinstance(alpha, (int, float)):
+        raise ArgumentError(f"alpha is {alpha!r}; it must be a number")
     if not 0 < alpha < math.inf:
         raise ArgumentError(f"alpha is {alpha}; it must be positive and finite")

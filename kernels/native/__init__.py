@@ -157,6 +157,31 @@ def compiled_instruction_sets() -> tuple[str, ...]:
     return tuple(instruction_sets())
 
 
+def native_backend(device: torch.device) -> str | None:
+    """``cpp`` or ``cuda`` where the native library of the device's type runs here, else None. For compiled graphs too."""
+    if device.type == "cpu":
+        return "cpp" if _cpu_available() else None
+    return "cuda" if device.type == "cuda" and _cuda_available() else None
+
+
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether Triton kernels take tensors of the device here. For compiled graphs too."""
+    return (device.type == "cuda" or (device.type == "cpu" and _triton_takes_cpu())) and _triton_available()
+
+
+def wanted_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> str:
+    """``backend``, or what the environment variable SNN_BACKEND says where that is ``"auto"``.
+
+    Raises:
+        ArgumentError: not ``"auto"`` and not among ``known``.
+    """
+    wanted = (os.environ.get(BACKEND_VARIABLE) or "auto") if backend == "auto" else backend
+    if wanted not in ("auto", *known):
+        source = f"environment variable {BACKEND_VARIABLE}" if backend == "auto" else "backend"
+        raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(known)}")
+    return wanted
+
+
 def resolve_backend(
     backend: str, device: torch.device, dtype: torch.dtype, native_dtypes: tuple[torch.dtype, ...]
 ) -> str:
@@ -169,10 +194,7 @@ def resolve_backend(
         ArgumentError: unknown backend name.
         BackendUnavailableError: the named backend cannot run here or on this tensor.
     """
-    wanted = (os.environ.get(BACKEND_VARIABLE) or "auto") if backend == "auto" else backend
-    if wanted not in ("auto", *BACKENDS):
-        source = f"environment variable {BACKEND_VARIABLE}" if backend == "auto" else "backend"
-        raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(BACKENDS)}")
+    wanted = wanted_backend(backend)
     if wanted == "reference":
         return wanted
     native = dtype in native_dtypes

@@ -1,0 +1,270 @@
+"""The public functions on N:M weights: products, convolutions, and both with LIF behind them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snn_core.errors import ArgumentError
+from snn_core.kernels.lif import lif
+from snn_core.kernels.nm_compress.compressed import CompressedNM
+from snn_core.kernels.nm_matmul import reference
+from snn_core.kernels.nm_matmul.candidates import Explanation, Problem, solve
+from snn_core.kernels.nm_matmul.operands import (
+    Pair,
+    Weight,
+    check_convolution,
+    check_input,
+    check_out_dtype,
+    check_pair,
+    check_weight,
+)
+from snn_core.kernels.spike_pack.packed import PackedSpikes
+
+Activations = Tensor | PackedSpikes
+
+
+@overload
+def nm_matmul(
+    x: Activations,
+    weight: Tensor | CompressedNM,
+    bias: Tensor | None = ...,
+    *,
+    out_dtype: torch.dtype | None = ...,
+    backend: str = ...,
+    explain: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def nm_matmul(
+    x: Activations,
+    weight: Tensor | CompressedNM,
+    bias: Tensor | None = ...,
+    *,
+    out_dtype: torch.dtype | None = ...,
+    backend: str = ...,
+    explain: Literal[True],
+) -> tuple[Tensor, Explanation]: ...
+def nm_matmul(
+    x: Activations,
+    weight: Tensor | CompressedNM,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    explain: bool = False,
+) -> Tensor | tuple[Tensor, Explanation]:
+    """Matrix product ``x @ weight.T + bias`` with a dense or N:M sparse weight and dense or packed activations.
+
+    The fastest way that is there is taken, the dense product included: measured once per shape, pattern, type and
+    firing rate (to a factor of 2), then remembered (:mod:`snn_core.kernels.nm_matmul.dispatch`).
+
+    Args:
+        x: dense activations ``[..., K]`` (float32, bfloat16, float16; float64 through the reference), or spikes:
+            :class:`PackedSpikes` or the uint8 tensor ``[..., ceil(K / 8)]`` of :func:`pack_spikes`.
+        weight: ``[O, K]``, dense or :class:`CompressedNM`.
+        bias: ``[O]``.
+        out_dtype: of the result; default that of dense ``x``, and float32 for spikes. Sums are float32.
+        backend: ``auto``, ``cpp`` (CPU), ``cuda``, ``triton``, ``torch`` (torch's semi-structured kernels, CUDA),
+            ``dense`` (torch on the dense weight) or ``reference``.
+        explain: also return what was taken and why.
+
+    Returns:
+        ``[..., O]``; with ``explain`` also an :class:`Explanation`.
+
+    Gradients: to dense ``x``, to ``bias``, to a dense ``weight`` and to the kept values of a compressed one (where they
+    require it), through torch's product on the dense weight. Under autocast dense ``x`` and the weight are cast as by
+    ``torch.nn.functional.linear``.
+
+    Raises:
+        ArgumentError: an argument of another type, shape, dtype or device than allowed.
+        BackendUnavailableError: the backend asked for cannot run here or on these arguments.
+    """
+    operand = check_weight(weight, bias, dims=2)
+    x = check_input(x, operand)
+    dtype = check_out_dtype(out_dtype, x)
+    if _needs_gradient(x, operand) or _autocasts(x):
+        y = _dense_product(x, operand, None, out_dtype)
+        return (y, Explanation("dense", "gradient or autocast", {})) if explain else y
+    problem = Problem(x, operand, dtype)
+    y, explanation = solve(problem, backend)
+    return (y, explanation) if explain else y
+
+
+def nm_conv2d(
+    x: Activations,
+    weight: Tensor | CompressedNM,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    *,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    explain: bool = False,
+) -> Any:
+    """Convolution with a dense or N:M sparse weight of dense or packed images.
+
+    Args:
+        x: dense ``[..., C, H, W]`` (at least one dimension before C), or spikes: :class:`PackedSpikes` with
+            ``channels_last=True``, or uint8 ``[..., H, W, ceil(C / 8)]``.
+        weight: ``[O, C / groups, kh, kw]``, dense or :class:`CompressedNM`.
+        bias: ``[O]``.
+        stride, padding, dilation: integers or pairs (height, width); zero padding.
+        groups: divides C and O.
+        out_dtype, backend, explain: as in :func:`nm_matmul`.
+
+    Returns:
+        ``[..., O, OH, OW]``, channels-last in memory where it was computed by this package; with ``explain`` also an
+        :class:`Explanation`.
+
+    Raises:
+        ArgumentError, BackendUnavailableError: as :func:`nm_matmul`.
+    """
+    operand = check_weight(weight, bias, dims=4)
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ArgumentError(f"groups is {groups!r}; it must be a positive integer")
+    x = check_input(x, operand, groups)
+    convolution = (
+        check_pair(stride, "stride", 1),
+        check_pair(padding, "padding", 0),
+        check_pair(dilation, "dilation", 1),
+    )
+    check_convolution(x, operand, *convolution, groups)
+    dtype = check_out_dtype(out_dtype, x)
+    if _needs_gradient(x, operand) or _autocasts(x):
+        y = _dense_product(x, operand, (*convolution, groups), out_dtype)
+        return (y, Explanation("dense", "gradient or autocast", {})) if explain else y
+    y, explanation = solve(Problem(x, operand, dtype, (*convolution, groups)), backend)
+    return (y, explanation) if explain else y
+
+
+def nm_matmul_lif(
+    x: PackedSpikes | Tensor,
+    weight: Tensor | CompressedNM,
+    bias: Tensor | None = None,
+    v0: Tensor | None = None,
+    *,
+    tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    packed: bool = True,
+    out_dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> tuple[PackedSpikes | Tensor, Tensor]:
+    """:func:`nm_matmul` over ``[T, ..., K]`` followed by :func:`lif`, for inference: where it is compiled, the
+    pre-activations of a layer never reach memory.
+
+    Args:
+        x, weight, bias: as in :func:`nm_matmul`; the first dimension of ``x`` is time.
+        v0: initial membrane potential ``[..., O]`` float32; default ``v_reset`` or 0.
+        tau, v_threshold, v_reset, decay_input: as in :func:`lif`.
+        packed: return the spikes packed along their last dimension.
+        out_dtype: of spikes that are not packed.
+        backend: as in :func:`nm_matmul`.
+
+    Returns:
+        Spikes ``[T, ..., O]`` and the last potential ``[..., O]`` (float32).
+
+    Raises:
+        ArgumentError, BackendUnavailableError: as :func:`nm_matmul` and :func:`lif`.
+    """
+    operand = check_weight(weight, bias, dims=2)
+    x = check_input(x, operand)
+    neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
+    return _with_lif(x, operand, None, v0, neuron, packed, out_dtype, backend)
+
+
+def nm_conv2d_lif(
+    x: PackedSpikes | Tensor,
+    weight: Tensor | CompressedNM,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    v0: Tensor | None = None,
+    *,
+    tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    packed: bool = True,
+    out_dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> tuple[PackedSpikes | Tensor, Tensor]:
+    """:func:`nm_conv2d` over ``[T, ..., C, H, W]`` followed by :func:`lif`; see :func:`nm_matmul_lif`.
+
+    Returns:
+        Spikes ``[T, ..., O, OH, OW]`` (packed: channels last) and the last potential ``[..., O, OH, OW]`` (float32).
+    """
+    operand = check_weight(weight, bias, dims=4)
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ArgumentError(f"groups is {groups!r}; it must be a positive integer")
+    x = check_input(x, operand, groups)
+    convolution = (
+        check_pair(stride, "stride", 1),
+        check_pair(padding, "padding", 0),
+        check_pair(dilation, "dilation", 1),
+    )
+    check_convolution(x, operand, *convolution, groups)
+    neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
+    return _with_lif(x, operand, (*convolution, groups), v0, neuron, packed, out_dtype, backend)
+
+
+def _with_lif(
+    x: Activations,
+    weight: Weight,
+    convolution: tuple[Pair, Pair, Pair, int] | None,
+    v0: Tensor | None,
+    neuron: dict[str, Any],
+    packed: bool,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> tuple[PackedSpikes | Tensor, Tensor]:
+    dims = len(x.shape) - (2 if convolution is None else 4)
+    if dims < 0:
+        raise ArgumentError(f"x has shape {list(x.shape)}; it needs a time dimension before the others")
+    problem = Problem(x, weight, torch.float32, convolution)
+    if isinstance(x, PackedSpikes) and problem.fuses(backend):
+        if v0 is not None and (v0.shape != problem.output_shape[1:] or v0.dtype != torch.float32):
+            raise ArgumentError(
+                f"v0 has dtype {v0.dtype} and shape {list(v0.shape)}; it must be float32 {list(problem.output_shape[1:])}"
+            )
+        return problem.run_with_lif(v0, neuron, packed, out_dtype)
+    if _needs_gradient(x, weight):
+        raise ArgumentError("nm_matmul_lif and nm_conv2d_lif are for inference; call them under torch.no_grad()")
+    current, _ = solve(problem, backend)
+    spikes, v_last = lif(current, v0, **neuron, backend=backend if backend in ("reference", "cpp", "cuda") else "auto")
+    spikes = spikes.to(out_dtype)
+    if not packed:
+        return spikes, v_last
+    return PackedSpikes.from_dense(spikes, -1 if convolution is None else -3, check=False), v_last
+
+
+def _needs_gradient(x: Activations, weight: Weight) -> bool:
+    tensors = (x if isinstance(x, Tensor) else None, weight.values, weight.bias)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _autocasts(x: Activations) -> bool:
+    return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+
+
+def _dense_product(
+    x: Activations, weight: Weight, convolution: tuple[Pair, Pair, Pair, int] | None, out_dtype: torch.dtype | None
+) -> Tensor:
+    """torch's product on the dense weight: differentiable, and cast by autocast."""
+    if isinstance(x, PackedSpikes):
+        x = x.to_dense(torch.float32)
+    dense = reference.dense_weight(weight.source, x.dtype)
+    bias = None if weight.bias is None else weight.bias.to(x.dtype)
+    if convolution is None:
+        y = F.linear(x, dense, bias)
+    else:
+        y = F.conv2d(x.flatten(0, -4), dense, bias, *convolution).unflatten(0, x.shape[:-3])
+    return y if out_dtype is None else y.to(out_dtype)
