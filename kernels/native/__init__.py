@@ -158,7 +158,7 @@ def compiled_instruction_sets() -> tuple[str, ...]:
 
 
 def native_backend(device: torch.device) -> str | None:
-    """``cpp`` or ``cuda`` where the native library of the device's type runs here, else None. For compiled graphs too."""
+    """``cpp`` or ``cuda`` where the native library for the device runs here, else None. For compiled graphs too."""
     if device.type == "cpu":
         return "cpp" if _cpu_available() else None
     return "cuda" if device.type == "cuda" and _cuda_available() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from snn_core.kernels.native import (
 )
 from snn_core.kernels.nm_compress.compressed import CompressedNM
 from snn_core.kernels.nm_matmul import reference
-from snn_core.kernels.nm_matmul.dispatch import Candidate, choose
+from snn_core.kernels.nm_matmul.dispatch import Candidate, choose, log_class
 from snn_core.kernels.nm_matmul.operands import OUT_DTYPES, Pair, Weight
 from snn_core.kernels.nm_matmul.schema import CPU_PATHS, CUDA_PATHS, output_size
 from snn_core.kernels.spike_pack.packed import PackedSpikes
@@ -33,6 +33,8 @@ from snn_core.kernels.spike_pack.packed import PackedSpikes
 MORE_BACKENDS = ("dense", "torch")
 #: Rows up to which reading a compressed weight once for all of them is worth a kernel of its own.
 FEW_ROWS = 64
+#: Firing rates below are one class.
+MIN_RATE = 1 / 1024
 _LINEAR = ((1, 1), (0, 0), (1, 1), 1)
 
 
@@ -49,7 +51,7 @@ class Explanation:
 
     taken: str
     why: str
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in sorted(self.seconds.items(), key=lambda i: i[1]))
@@ -102,10 +104,7 @@ class Problem:
     def _spikes_arguments(self) -> tuple[Any, ...]:
         assert isinstance(self.x, PackedSpikes)
         bits = self.x.bits
-        if self.convolution is None:
-            bits = bits.reshape(-1, 1, 1, bits.shape[-1])
-        else:
-            bits = bits.flatten(0, -4)
+        bits = bits.reshape(-1, 1, 1, bits.shape[-1]) if self.convolution is None else bits.flatten(0, -4)
         return bits, self.x.size, *self.weight.arguments, *(self.convolution or _LINEAR)
 
     def run_spikes(self, path: int) -> Tensor:
@@ -263,7 +262,7 @@ def solve(problem: Problem, backend: str) -> tuple[Tensor, Explanation]:
             candidates = found["reference"]
     if len(candidates) == 1:
         return candidates[0].run(), Explanation(candidates[0].name, "only")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # the key would hold symbols
         return candidates[0].run(), Explanation(candidates[0].name, "heuristic")
     choice = choose(_key(problem, wanted), candidates, candidates[0].name)
     run = next(one.run for one in candidates if one.name == choice.name)
@@ -276,13 +275,12 @@ def _key(problem: Problem, wanted: str) -> tuple[Any, ...]:
     if isinstance(x, PackedSpikes):
         # Tensor cores do not care for the rate, and asking for it would wait for the device.
         asks = problem.device.type == "cpu" and not torch.compiler.is_compiling()
-        form = f"spikes 2^{round(math.log2(max(x.firing_rate, 1e-4)))}" if asks else "spikes"
+        form = f"spikes 2^{log_class(max(x.firing_rate, MIN_RATE))}" if asks else "spikes"
     else:
         form = str(x.dtype)
     size = tuple(x.shape[-2:]) if problem.convolution is not None else ()
-    device = problem.device if problem.device.type == "cuda" else f"cpu {torch.get_num_threads()}"
     return (
-        wanted, str(device), form, problem.rows, size, weight.shape, str(weight.pattern), str(weight.dtype),
+        wanted, str(problem.device), form, problem.rows, size, weight.shape, str(weight.pattern), str(weight.dtype),
         str(problem.out_dtype), problem.convolution,
     )  # fmt: skip
 

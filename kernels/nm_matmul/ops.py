@@ -231,19 +231,22 @@ def _with_lif(
         raise ArgumentError(f"x has shape {list(x.shape)}; it needs a time dimension before the others")
     problem = Problem(x, weight, torch.float32, convolution)
     if isinstance(x, PackedSpikes) and problem.fuses(backend):
-        if v0 is not None and (v0.shape != problem.output_shape[1:] or v0.dtype != torch.float32):
-            raise ArgumentError(
-                f"v0 has dtype {v0.dtype} and shape {list(v0.shape)}; it must be float32 {list(problem.output_shape[1:])}"
-            )
+        _check_state(v0, problem.output_shape[1:])
         return problem.run_with_lif(v0, neuron, packed, out_dtype)
     if _needs_gradient(x, weight):
         raise ArgumentError("nm_matmul_lif and nm_conv2d_lif are for inference; call them under torch.no_grad()")
+    _check_state(v0, problem.output_shape[1:])
     current, _ = solve(problem, backend)
     spikes, v_last = lif(current, v0, **neuron, backend=backend if backend in ("reference", "cpp", "cuda") else "auto")
     spikes = spikes.to(out_dtype)
     if not packed:
         return spikes, v_last
     return PackedSpikes.from_dense(spikes, -1 if convolution is None else -3, check=False), v_last
+
+
+def _check_state(v0: Tensor | None, shape: tuple[int, ...]) -> None:
+    if v0 is not None and (tuple(v0.shape) != shape or v0.dtype != torch.float32):
+        raise ArgumentError(f"v0 is {v0.dtype} {list(v0.shape)}; it must be float32 {list(shape)}")
 
 
 def _needs_gradient(x: Activations, weight: Weight) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from snn_core.kernels import (
     pack_spikes,
 )
 from snn_core.kernels.native import cpu_library
+from snn_core.kernels.nm_matmul.dispatch import forget
 from snn_core.sparsity import NMPattern, nm_mask_by_magnitude
 
 BACKENDS = ["auto", "dense", "reference"] + (["cpp"] if cpu_library().available else [])
@@ -29,9 +29,9 @@ PATTERNS = ["dense", "2:4", "1:4", "1:8", "4:8", "1:16"]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[None]:
+def _nothing_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("SNN_DISPATCH_FILE", str(tmp_path / "dispatch.json"))
-    yield
+    forget()
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -71,8 +71,6 @@ def test_product_of_spikes(backend: str, pattern: str, dtype: torch.dtype) -> No
             sparse_weight(outputs, k, pattern=pattern, dtype=dtype),
             normal(outputs),
         )
-        if backend == "dense" and dtype == torch.bfloat16:
-            dense = dense  # spikes are exact, float32 results: no tolerance for the type
         for x in (PackedSpikes.from_dense(s), pack_spikes(s)):
             assert_near(nm_matmul(x, weight, bias, backend=backend), F.linear(s, dense, bias))
         low = nm_matmul(PackedSpikes.from_dense(s), weight, out_dtype=torch.bfloat16, backend=backend)
@@ -269,7 +267,7 @@ _KERNEL = CompressedNM.from_dense(torch.zeros(4, 16, 3, 3), "2:4")
         (lambda: nm_conv2d(PackedSpikes.from_dense(torch.zeros(2, 4, 16)), _KERNEL), ("channels_last",)),
         (lambda: nm_matmul_lif(PackedSpikes.from_dense(torch.zeros(16)), _WEIGHT), ("time",)),
         (lambda: nm_matmul_lif(PackedSpikes.from_dense(torch.zeros(2, 16)), _WEIGHT, tau=1.0), ("tau",)),
-        (lambda: nm_matmul_lif(PackedSpikes.from_dense(torch.zeros(2, 3, 16)), _WEIGHT, v0=torch.zeros(4)), ("v0", "[3, 4]")),
+        (lambda: nm_matmul_lif(pack_spikes(torch.zeros(2, 3, 16)), _WEIGHT, v0=torch.zeros(4)), ("v0", "[3, 4]")),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call: Any, words: tuple[str, ...]) -> None:
