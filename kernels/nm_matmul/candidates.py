@@ -261,12 +261,18 @@ def solve(problem: Problem, backend: str) -> tuple[Tensor, Explanation]:
         if torch.float64 in (problem.out_dtype, problem.weight.dtype):
             candidates = found["reference"]
     if len(candidates) == 1:
-        return candidates[0].run(), Explanation(candidates[0].name, "only")
+        return _result(candidates[0]), Explanation(candidates[0].name, "only")
     if torch.compiler.is_compiling():  # the key would hold symbols
-        return candidates[0].run(), Explanation(candidates[0].name, "heuristic")
+        return _result(candidates[0]), Explanation(candidates[0].name, "heuristic")
     choice = choose(_key(problem, wanted), candidates, candidates[0].name)
-    run = next(one.run for one in candidates if one.name == choice.name)
-    return run(), Explanation(choice.name, choice.why, choice.seconds)
+    taken = next(one for one in candidates if one.name == choice.name)
+    return _result(taken), Explanation(choice.name, choice.why, choice.seconds)
+
+
+def _result(candidate: Candidate) -> Tensor:
+    y = candidate.run()
+    assert isinstance(y, Tensor)
+    return y
 
 
 def _key(problem: Problem, wanted: str) -> tuple[Any, ...]:

@@ -131,7 +131,7 @@ def check_pair(value: Any, name: str, least: int) -> Pair:
         raise ArgumentError(f"{name} is {value!r}; it must be an integer or two")
     if min(pair) < least:
         raise ArgumentError(f"{name} is {value!r}; it must be at least {least}")
-    return pair  # type: ignore[return-value]
+    return pair
 
 
 def check_convolution(
