@@ -1,0 +1,149 @@
+// What the row kernels read of a weight: runs of its values as float32 or bfloat16, and positions in its blocks.
+// Included by per-instruction-set sources alone, as native/vectors.h is.
+#pragma once
+
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own AVX-512 header
+#endif
+#include "native/vectors.h"
+#include "nm_matmul/nm_rows.h"
+
+namespace snn_core {
+namespace {
+
+typedef uint8_t VectorB __attribute__((vector_size(kLanes)));
+
+template <class F>
+struct ByteLanes {
+  using B = uint8_t;
+  static SNN_VECTOR_INLINE uint32_t widen(B x) { return x; }
+};
+template <>
+struct ByteLanes<VectorF> {
+  using B = VectorB;
+  static SNN_VECTOR_INLINE VectorU widen(B x) { return __builtin_convertvector(x, VectorU); }
+};
+
+// Eight-bit values. Both have at most 8 significant bits: exact in float32 and in bfloat16.
+struct Int8 {
+  int8_t value;
+};
+struct Float8 {
+  uint8_t bits;
+};
+
+SNN_VECTOR_INLINE float int_to_float(int32_t x) { return static_cast<float>(x); }
+SNN_VECTOR_INLINE VectorF int_to_float(VectorI x) { return __builtin_convertvector(x, VectorF); }
+
+template <class F>
+SNN_VECTOR_INLINE F load(const Int8* p) {
+  const auto x = ByteLanes<F>::widen(load_unaligned<typename ByteLanes<F>::B>(p));
+  if constexpr (LaneTraits<F>::lanes == 1) {
+    return int_to_float(static_cast<int32_t>(x << 24) >> 24);
+  } else {
+    return int_to_float((VectorI)(x << 24) >> 24);
+  }
+}
+
+// e4m3fn: no infinity, NaN is all ones. Exponent and mantissa at their places, then times 2^120: exact for normal and
+// subnormal numbers alike.
+template <class F>
+SNN_VECTOR_INLINE F load(const Float8* p) {
+  using L = LaneTraits<F>;
+  const auto x = ByteLanes<F>::widen(load_unaligned<typename ByteLanes<F>::B>(p));
+  const auto magnitude = x & 0x7fu;
+  const F scaled = L::value(magnitude << 20) * 1.329227995784916e36f;
+  const auto bits = magnitude == 0x7fu ? (magnitude & 0u) + 0x7fc00000u : L::bits(scaled);
+  return L::value(bits | (x & 0x80u) << 24);
+}
+
+template <class T>
+SNN_VECTOR_INLINE void decode_run(const T* p, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_unaligned(out + i, load<VectorF>(p + i));
+  for (; i < count; ++i) out[i] = load<float>(p + i);
+}
+template <class T>
+SNN_VECTOR_INLINE void decode_run(const T* p, int64_t count, uint16_t* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store_unaligned(out + i, __builtin_convertvector(LaneTraits<VectorF>::bits(load<VectorF>(p + i)) >> 16, VectorH));
+  }
+  for (; i < count; ++i) out[i] = static_cast<uint16_t>(LaneTraits<float>::bits(load<float>(p + i)) >> 16);
+}
+
+// `count` values from element `start` on, in float32.
+inline void decode_values(const NMWeight& w, int64_t start, int64_t count, float* out) {
+  switch (w.type) {
+    case kNMFloat32: return decode_run(static_cast<const float*>(w.values) + start, count, out);
+    case kNMBFloat16: return decode_run(static_cast<const Bf16*>(w.values) + start, count, out);
+    case kNMFloat16: return decode_run(static_cast<const Fp16*>(w.values) + start, count, out);
+    case kNMInt8: return decode_run(static_cast<const Int8*>(w.values) + start, count, out);
+    default: return decode_run(static_cast<const Float8*>(w.values) + start, count, out);
+  }
+}
+
+// Types whose values are exact in bfloat16.
+inline bool fits_bf16(const NMWeight& w) { return w.type != kNMFloat32 && w.type != kNMFloat16; }
+
+// The same in bfloat16, for these types.
+inline void decode_bf16(const NMWeight& w, int64_t start, int64_t count, uint16_t* out) {
+  switch (w.type) {
+    case kNMBFloat16: return decode_run(static_cast<const Bf16*>(w.values) + start, count, out);
+    case kNMInt8: return decode_run(static_cast<const Int8*>(w.values) + start, count, out);
+    default: return decode_run(static_cast<const Float8*>(w.values) + start, count, out);
+  }
+}
+
+// Kept values of an output.
+inline int64_t kept_count(const NMWeight& w) { return w.indices != nullptr ? w.k() / w.m * w.n : w.k(); }
+
+inline int index_bits(const NMWeight& w) { return w.m > 1 ? 32 - __builtin_clz(static_cast<unsigned>(w.m - 1)) : 0; }
+
+// Walks the positions of an output in the order of its values; each is given as its place along k.
+class PositionReader {
+ public:
+  PositionReader(const NMWeight& w, int64_t output)
+      : n_(w.n), m_(w.m), bits_(index_bits(w)), indices_(w.indices), end_(w.index_bytes) {
+    const int64_t bit = output * kept_count(w) * bits_;
+    byte_ = bit / 8;
+    refill();
+    window_ >>= bit % 8;
+    held_ -= static_cast<int>(bit % 8);
+  }
+
+  SNN_VECTOR_INLINE int64_t next() {
+    if (held_ < bits_) refill();
+    const int64_t place = block_ + static_cast<int64_t>(window_ & ((1u << bits_) - 1u));
+    window_ >>= bits_;
+    held_ -= bits_;
+    if (++in_block_ == n_) {
+      in_block_ = 0;
+      block_ += m_;
+    }
+    return place;
+  }
+
+ private:
+  void refill() {
+    if (byte_ + 4 <= end_ && held_ <= 32) {
+      window_ |= static_cast<uint64_t>(load_unaligned<uint32_t>(indices_ + byte_)) << held_;
+      byte_ += 4;
+      held_ += 32;
+    }
+    while (held_ < bits_ || (held_ < 16 && byte_ < end_)) {
+      window_ |= static_cast<uint64_t>(byte_ < end_ ? indices_[byte_] : 0) << held_;
+      ++byte_;
+      held_ += 8;
+    }
+  }
+
+  int n_, m_, bits_;
+  const uint8_t* indices_;
+  int64_t end_, byte_ = 0, block_ = 0;
+  uint64_t window_ = 0;
+  int held_ = 0, in_block_ = 0;
+};
+
+}  // namespace
+}  // namespace snn_core

@@ -1,0 +1,266 @@
+// Lookup path: four weights have 16 subset sums, which is one vector: the four spike bits of a row pick one of them
+// (vpermps), sixteen rows at once. A kept pattern becomes the four bits by one affine map of the spike byte (GFNI).
+// Time depends neither on the firing rate nor on the values.
+
+#include "nm_matmul/nm_tiles.h"
+
+#define SNN_CONCAT_(a, b) a##b
+#define SNN_CONCAT(a, b) SNN_CONCAT_(a, b)
+
+namespace snn_core {
+namespace {
+
+#if defined(__GFNI__) && defined(__AVX512BF16__)
+
+constexpr int kTileOutputs = 4;  // 4 x 4 sums in registers
+constexpr int kChunk = 128;      // spike bytes whose weights are decoded at once
+
+// The affine map that brings bits `position[q]` of a byte to bits q: row 7 - q of the matrix is the mask of result q.
+constexpr uint64_t select_bit(int q, int position) { return (uint64_t{1} << position) << (8 * (7 - q)); }
+
+// How the byte of indices of four kept weights tells the bits: of one spike byte (2:4), of two (1:4).
+struct SelectTables {
+  uint64_t two_of_four[256] = {};
+  uint64_t one_of_four[2][16] = {};
+  uint64_t four_of_eight[2][64] = {};
+  uint64_t one_of_two[16] = {};
+  constexpr SelectTables() {
+    for (int code = 0; code < 256; ++code) {
+      for (int q = 0; q < 4; ++q) two_of_four[code] |= select_bit(q, q / 2 * 4 + (code >> 2 * q & 3));
+    }
+    for (int code = 0; code < 16; ++code) {
+      for (int q = 0; q < 4; ++q) {
+        one_of_four[q / 2][code] |= select_bit(q, q % 2 * 4 + (code >> 2 * (q % 2) & 3));
+        one_of_two[code] |= select_bit(q, 2 * q + (code >> q & 1));
+      }
+    }
+    for (int code = 0; code < 64; ++code) {
+      for (int q = 0; q < 4; ++q) four_of_eight[q / 2][code] |= select_bit(q, code >> 3 * (q % 2) & 7);
+    }
+  }
+};
+constexpr SelectTables kSelect;
+
+// What a group of four weights covers.
+enum Form { kTwoOfFour, kOneOfFour, kMatrix, kDense };
+
+bool is_pattern(const NMWeight& w, int n, int m) { return w.n == n && w.m == m; }
+
+// 4:8 and 1:2 have four kept weights to a byte as well, with codes of 12 and 4 bits.
+int code_bits(const NMWeight& w) { return is_pattern(w, 4, 8) ? 12 : 4; }
+
+bool takes(const NMWeight& w) {
+  if (w.segment % 8 != 0) return false;
+  if (w.indices == nullptr) return true;
+  return is_pattern(w, 2, 4) || is_pattern(w, 4, 8) || is_pattern(w, 1, 2) ||
+         (is_pattern(w, 1, 4) && w.segment % 16 == 0);
+}
+
+Form form_of(const NMWeight& w) {
+  if (w.indices == nullptr) return kDense;
+  if (is_pattern(w, 2, 4)) return kTwoOfFour;
+  return is_pattern(w, 1, 4) ? kOneOfFour : kMatrix;
+}
+
+// Weights of four outputs along a chunk: values, and codes (bytes of indices, or matrices).
+template <class Value>
+struct Chunk {
+  const Value* values[kTileOutputs];
+  const uint8_t* codes[kTileOutputs];
+  const uint64_t* matrices[kTileOutputs];
+};
+
+SNN_VECTOR_INLINE __m512i affine(__m512i x, uint64_t matrix) {
+  return _mm512_gf2p8affine_epi64_epi8(x, _mm512_set1_epi64(static_cast<int64_t>(matrix)), 0);
+}
+
+// Adds the chunk to the sums; x: spike bytes of the chunk, 64 rows each.
+template <Form kForm, int kCount, class Value>
+void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, float (*tile)[kNMBlockRows]) {
+  const SubsetSums<Value> subset_sums;
+  __m512 sum[kTileOutputs][kCount];
+#pragma GCC unroll 4
+  for (int a = 0; a < kTileOutputs; ++a) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kCount; ++g) sum[a][g] = _mm512_load_ps(tile[a] + g * kGroup);
+  }
+  constexpr int kStep = kForm == kOneOfFour ? 2 : 1;
+  for (int64_t i = 0; i < bytes / kStep; ++i) {
+    const __m512i spikes = _mm512_load_si512(x + i * kStep * kNMBlockRows);
+    if constexpr (kForm == kTwoOfFour) {
+#pragma GCC unroll 4
+      for (int a = 0; a < kTileOutputs; ++a) {
+        add_picked(affine(spikes, kSelect.two_of_four[w.codes[a][i]]), subset_sums(w.values[a] + 4 * i),
+                   sum[a]);
+      }
+    } else if constexpr (kForm == kOneOfFour) {
+      const __m512i next = _mm512_load_si512(x + (2 * i + 1) * kNMBlockRows);
+#pragma GCC unroll 4
+      for (int a = 0; a < kTileOutputs; ++a) {
+        const int code = w.codes[a][i];
+        const __m512i index = _mm512_or_si512(affine(spikes, kSelect.one_of_four[0][code & 15]),
+                                              affine(next, kSelect.one_of_four[1][code >> 4]));
+        add_picked(index, subset_sums(w.values[a] + 4 * i), sum[a]);
+      }
+    } else if constexpr (kForm == kMatrix) {
+#pragma GCC unroll 4
+      for (int a = 0; a < kTileOutputs; ++a) {
+        add_picked(affine(spikes, w.matrices[a][i]), subset_sums(w.values[a] + 4 * i), sum[a]);
+      }
+    } else {
+      __m512i shifted[kCount];
+#pragma GCC unroll 4
+      for (int g = 0; g < kCount; ++g) shifted[g] = _mm512_srli_epi32(spikes, 8 * g);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 4
+        for (int a = 0; a < kTileOutputs; ++a) {
+          const __m512 table = subset_sums(w.values[a] + 8 * i + 4 * half);
+#pragma GCC unroll 4
+          for (int g = 0; g < kCount; ++g) {
+            sum[a][g] = _mm512_add_ps(sum[a][g], _mm512_permutexvar_ps(shifted[g], table));
+          }
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < kCount; ++g) shifted[g] = _mm512_srli_epi32(shifted[g], 4);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int a = 0; a < kTileOutputs; ++a) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kCount; ++g) _mm512_store_ps(tile[a] + g * kGroup, sum[a][g]);
+  }
+}
+
+template <Form kForm, class Value>
+void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, int groups, float (*tile)[kNMBlockRows]) {
+  switch (groups) {
+    case 1: return add_chunk<kForm, 1>(w, x, bytes, tile);
+    case 2: return add_chunk<kForm, 2>(w, x, bytes, tile);
+    case 3: return add_chunk<kForm, 3>(w, x, bytes, tile);
+    default: return add_chunk<kForm, 4>(w, x, bytes, tile);
+  }
+}
+
+template <class Value>
+void add_chunk(Form form, const Chunk<Value>& w, const uint8_t* x, int64_t bytes, int groups,
+               float (*tile)[kNMBlockRows]) {
+  switch (form) {
+    case kTwoOfFour: return add_chunk<kTwoOfFour>(w, x, bytes, groups, tile);
+    case kOneOfFour: return add_chunk<kOneOfFour>(w, x, bytes, groups, tile);
+    case kMatrix: return add_chunk<kMatrix>(w, x, bytes, groups, tile);
+    default: return add_chunk<kDense>(w, x, bytes, groups, tile);
+  }
+}
+
+// Where decoded weights of a chunk stand.
+struct Scratch {
+  alignas(64) float values[kTileOutputs][8 * kChunk];
+  uint64_t matrices[kTileOutputs][kChunk];
+};
+
+// Matrices of groups `first` to `first + count` of the weight's own order.
+void read_matrices(const NMWeight& w, int64_t first, int64_t count, uint64_t* out) {
+  const int bits = code_bits(w);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t bit = (first + i) * bits;
+    const uint32_t low = w.indices[bit / 8] >> bit % 8;
+    if (bits == 4) {
+      out[i] = kSelect.one_of_two[low & 15];
+    } else {
+      const uint32_t code = low | static_cast<uint32_t>(w.indices[bit / 8 + 1]) << (8 - bit % 8);
+      out[i] = kSelect.four_of_eight[0][code & 63] | kSelect.four_of_eight[1][code >> 6 & 63];
+    }
+  }
+}
+
+// One tile of four outputs; outputs past the last repeat it, and their sums are not stored.
+struct TileTask {
+  const NMWeight& w;
+  Form form;
+  const uint8_t* block;
+  int groups;
+  int64_t per_byte;  // values of an output to a spike byte
+
+  void add(const int64_t (&outputs)[kTileOutputs], float (*tile)[kNMBlockRows], Scratch& scratch) const {
+    const int64_t bytes = w.row_bytes();
+    for (int64_t first = 0; first < bytes; first += kChunk) {
+      const int64_t count = bytes - first < kChunk ? bytes - first : kChunk;
+      bool as_bf16 = fits_bf16(w);
+      Chunk<uint16_t> narrow;
+      Chunk<float> wide;
+      for (int a = 0; a < kTileOutputs; ++a) {
+        const int64_t group = outputs[a] * bytes + first;
+        narrow.codes[a] = wide.codes[a] = form == kTwoOfFour ? w.indices + group : w.indices + group / 2;
+        narrow.matrices[a] = wide.matrices[a] = scratch.matrices[a];
+        if (form == kMatrix) read_matrices(w, group, count, scratch.matrices[a]);
+        if (as_bf16) {
+          narrow.values[a] = bf16_values(group * per_byte, count * per_byte, scratch.values[a]);
+          // A product with an infinity or NaN that no spike picks would spoil its table: such weights are added.
+          as_bf16 = all_finite(narrow.values[a], count * per_byte);
+        }
+      }
+      if (as_bf16) {
+        add_chunk(form, narrow, block + first * kNMBlockRows, count, groups, tile);
+        continue;
+      }
+      for (int a = 0; a < kTileOutputs; ++a) {
+        wide.values[a] = float_values((outputs[a] * bytes + first) * per_byte, count * per_byte, scratch.values[a]);
+      }
+      add_chunk(form, wide, block + first * kNMBlockRows, count, groups, tile);
+    }
+  }
+
+  const uint16_t* bf16_values(int64_t start, int64_t count, float* scratch) const {
+    if (w.type == kNMBFloat16) return static_cast<const uint16_t*>(w.values) + start;
+    auto* const out = reinterpret_cast<uint16_t*>(scratch);
+    decode_bf16(w, start, count, out);
+    return out;
+  }
+
+  const float* float_values(int64_t start, int64_t count, float* scratch) const {
+    if (w.type == kNMFloat32) return static_cast<const float*>(w.values) + start;
+    decode_values(w, start, count, scratch);
+    return scratch;
+  }
+};
+
+void run(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64_t last, float* y, int64_t ldy) {
+  const Form form = form_of(w);
+  const TileTask task{w, form, block, (rows + kGroup - 1) / kGroup,
+                      form == kDense ? 8 : form == kOneOfFour ? 2 : 4};
+  Scratch scratch;
+  SumTile tile;
+  for (int64_t o = first; o < last; o += kNMOutputStep) {
+    const int64_t end = last - o < kNMOutputStep ? last : o + kNMOutputStep;
+    __builtin_memset(&tile, 0, sizeof(tile));
+    for (int64_t at = o; at < end; at += kTileOutputs) {
+      int64_t outputs[kTileOutputs];
+      for (int a = 0; a < kTileOutputs; ++a) outputs[a] = at + a < end ? at + a : end - 1;
+      task.add(outputs, tile.sum + (at - o), scratch);
+    }
+    store_tile(tile, rows, static_cast<int>(end - o), y + o, ldy);
+  }
+}
+
+// [byte] lines of 64 rows: see spike_lines.
+void prepare(const NMWeight& w, const uint8_t* bits, int64_t stride, int rows, uint8_t* block) {
+  const int64_t bytes = w.row_bytes();
+  for (int64_t first = 0; first < bytes; first += 64) {
+    const int count = bytes - first < 64 ? static_cast<int>(bytes - first) : 64;
+    spike_lines(bits + first, stride, rows, count, block + first * kNMBlockRows);
+  }
+}
+
+#endif
+
+}  // namespace
+
+#if defined(__GFNI__) && defined(__AVX512BF16__)
+extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){takes, prepare, run};
+#else
+extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){nullptr, nullptr, nullptr};
+#endif
+
+}  // namespace snn_core
