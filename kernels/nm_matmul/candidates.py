@@ -220,10 +220,11 @@ def _candidates(problem: Problem) -> dict[str, list[Candidate]]:
                 add(native, path, lambda path=path: problem.run_compressed(CUDA_PATHS[path]))  # type: ignore[misc]
     if problem.takes_dense() and triton_runs_on(problem.device):
         add("triton", "", lambda: problem.run_compressed(0, "_triton"))
-    if problem.device.type == "cuda" and problem.takes_dense():
+    x = problem.x
+    if problem.device.type == "cuda" and problem.takes_dense() and isinstance(x, Tensor):
         from snn_core.kernels.nm_matmul.torch_sparse import torch_candidates
 
-        for path, run in torch_candidates(problem.x, problem.weight.source, problem.weight.bias):
+        for path, run in torch_candidates(x, problem.weight.source, problem.weight.bias):
             add("torch", path, run)
     add("dense", "", problem.run_dense)
     add("reference", "", problem.run_reference)
