@@ -146,6 +146,11 @@ class CompressedNM:
         count = self.num_blocks * self.pattern.n
         return unpack_bits(self.indices, self.pattern.index_bits, count).view(-1, self.pattern.n)
 
+    def mask(self) -> torch.Tensor:
+        """Boolean mask of ``shape``: the stored positions, exactly N in each block."""
+        blocks = torch.zeros(self.num_blocks, self.pattern.m, dtype=torch.bool, device=self.device)
+        return from_blocks(blocks.scatter_(1, self.positions(), True), self.shape)
+
     def to_dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The dense weight of ``shape``: dropped entries are +0, kept ones bit for bit those that were compressed.
 

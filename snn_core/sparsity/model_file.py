@@ -1,8 +1,9 @@
 """Whole pruned models in one safetensors file: compressed N:M weights, everything else dense, checked on load.
 
 Layout. Every tensor of the model's ``state_dict`` is stored under its own name, except compressed weights, which are
-two tensors ``<name>:values`` and ``<name>:indices`` (see :class:`snn_core.sparsity.CompressedNM`). The header's
-metadata holds ``format``, ``format_version``, ``content`` (JSON: how to rebuild the model, pattern and shape of each
+two tensors ``<name>:values`` and ``<name>:indices``, and ``<name>:scale`` where there is one (see
+:class:`snn_core.sparsity.CompressedNM`). Version 2 says that a scale or 8-bit values are there. The header's metadata
+holds ``format``, ``format_version``, ``content`` (JSON: how to rebuild the model, pattern and shape of each
 compressed weight, the caller's metadata) and ``sha256`` over content and tensors. No pickle anywhere.
 """
 
@@ -23,11 +24,13 @@ from torch import nn
 
 from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.files import atomic_path
-from snn_core.kernels.nm_compress.compressed import CompressedNM
-from snn_core.kernels.nm_compress.pattern import NMPattern
+from snn_core.kernels.nm_compress import CompressedNM, NMPattern
+from snn_core.sparsity.convert import replace_layers
+from snn_core.sparsity.layers import CompressedLayer, of_dense
+from snn_core.sparsity.masked import MaskedLayer
 
 FORMAT = "snn_core.compressed_model"
-FORMAT_VERSION = "1"
+PLAIN, SCALED = "1", "2"
 
 
 @dataclass
@@ -48,14 +51,14 @@ class CompressedFile:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Dense ``state_dict`` of the model, bit for bit the one that was saved."""
+        """Dense ``state_dict`` of the model, bit for bit the one that was saved, in the dtypes that were stored."""
         return self.tensors | {name: weight.to_dense() for name, weight in self.weights.items()}
 
 
 def save_compressed(
     path: str | os.PathLike[str],
     model: nn.Module,
-    patterns: Mapping[str, NMPattern | str],
+    patterns: Mapping[str, NMPattern | str] | None = None,
     masks: Mapping[str, torch.Tensor] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> CompressedFile:
@@ -63,9 +66,11 @@ def save_compressed(
 
     Args:
         path: file to write, exactly this name.
-        model: the pruned model, on any device. When it has ``backbone_name`` and ``backbone_options``, the file can
-            rebuild it; otherwise :func:`load_compressed` needs a model of the same structure.
-        patterns: layer name -> N:M pattern of its ``weight``, for the layers to compress.
+        model: the pruned model, on any device; or one that :func:`compress` made. When it has ``backbone_name`` and
+            ``backbone_options``, the file can rebuild it; otherwise :func:`load_compressed` needs a model of the same
+            structure.
+        patterns: layer name -> N:M pattern of its ``weight``, for the layers to compress; compressed layers, and
+            :class:`NMLinear` and :class:`NMConv2d`, need not be named.
         masks: layer name -> boolean mask of the kept weights. A layer without a mask keeps its non-zero weights.
         metadata: JSON-serialisable values to store beside (accuracy, config, source commit ...).
 
@@ -78,17 +83,22 @@ def save_compressed(
         StorageError: the disk refuses; an earlier file is intact.
     """
     state = _tensor_state(model)
-    masks = masks or {}
+    weights = _take_compressed(model, state)
+    patterns, masks = dict(patterns or {}), dict(masks or {})
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedLayer):
+            patterns.setdefault(name, module.pattern)
+            masks.setdefault(name, module.mask)
+            del state[_key(name, "mask")]
     for name in [*patterns, *masks]:
-        if f"{name}.weight" not in state:
+        if _key(name, "weight") not in state:
             raise ArgumentError(f"patterns/masks: the model has no layer {name!r} with a weight")
         if name not in patterns:
             raise ArgumentError(f"masks: layer {name!r} has a mask but no pattern")
-    weights = {}
     for name, pattern in patterns.items():
         mask = masks[name].cpu() if name in masks else None
         try:
-            weights[f"{name}.weight"] = CompressedNM.from_dense(state[f"{name}.weight"], pattern, mask)
+            weights[_key(name, "weight")] = CompressedNM.from_dense(state[_key(name, "weight")], pattern, mask)
         except ArgumentError as error:
             raise ArgumentError(f"layer {name!r}: {error}") from error
     content = CompressedFile(
@@ -113,9 +123,9 @@ def read_compressed(path: str | os.PathLike[str]) -> CompressedFile:
     header, tensors = _read_tensors(path)
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a compressed model (format {header.get('format')!r}, expected {FORMAT!r})")
-    if header.get("format_version") != FORMAT_VERSION:
+    if header.get("format_version") not in (PLAIN, SCALED):
         raise CheckpointError(
-            f"{path}: format version {header.get('format_version')!r}; this snn_core reads version {FORMAT_VERSION!r}"
+            f"{path}: format version {header.get('format_version')!r}; this snn_core reads {PLAIN!r} and {SCALED!r}"
         )
     text = header.get("content", "")
     if header.get("sha256") != _checksum(text, tensors):
@@ -129,23 +139,29 @@ def read_compressed(path: str | os.PathLike[str]) -> CompressedFile:
         raise CheckpointError(f"{path}: the content is not what the format promises: {error}") from error
 
 
-def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
-    """The pruned model from a compressed file, in evaluation mode; its logits are bit for bit those of the saved model.
+def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None, *, dense: bool = True) -> nn.Module:
+    """The pruned model from a compressed file, in evaluation mode.
 
     Args:
         path: file written by :func:`save_compressed`.
-        model: a model of the same structure to fill; needed when the file does not name a backbone.
+        model: a model of the same structure to fill, dense or with compressed layers; needed when the file does not
+            name a backbone.
+        dense: True: weights become dense, and the logits are bit for bit those of the saved model. False: the Linear
+            and Conv2d layers that are compressed in the file become :class:`CompressedLinear` and
+            :class:`CompressedConv2d`; ``model`` is changed in place.
 
     Raises:
         CheckpointError: as :func:`read_compressed`, or the content does not fit the model (missing or unknown tensor,
-            other shape or dtype).
+            other shape or dtype; values stored in 16 or 8 bits fit a float32 model).
     """
     content = read_compressed(path)
     if model is None:
         if content.model_name is None:
             raise CheckpointError(f"{path}: the file does not name a backbone; pass model= with the same structure")
         model = _create(Path(path), content)
-    state = content.state_dict()
+    if not dense:
+        model = _with_compressed_layers(Path(path), model, content)
+    state = _state_for(model, content)
     expected = _tensor_state(model)
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:
@@ -158,8 +174,62 @@ def load_compressed(path: str | os.PathLike[str], model: nn.Module | None = None
             raise CheckpointError(
                 f"{path}: {name} is {value.dtype} {list(value.shape)}, the model has {want.dtype} {list(want.shape)}"
             )
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # a compressed layer of another pattern
+        raise CheckpointError(f"{path}: does not fit the model: {error}") from error
     return model.eval()
+
+
+def _with_compressed_layers(path: Path, model: nn.Module, content: CompressedFile) -> nn.Module:
+    """The model with the layers of the file's compressed weights exchanged, where there is a compressed form."""
+    weights = {}
+    for key, weight in content.weights.items():
+        name = key.rpartition(".")[0]
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            raise CheckpointError(f"{path}: does not fit the model: no layer {name!r}") from error
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if module.weight.shape != weight.shape:
+                raise CheckpointError(
+                    f"{path}: {key} has shape {list(weight.shape)}, the model's {list(module.weight.shape)}"
+                )
+            weights[name] = weight
+    return replace_layers(model, weights, lambda name, module: of_dense(module, weights[name]), inplace=True)
+
+
+def _state_for(model: nn.Module, content: CompressedFile) -> dict[str, torch.Tensor]:
+    """The file's content under the names and in the forms that ``model`` wants."""
+    state, modules, expected = dict(content.tensors), dict(model.named_modules()), model.state_dict()
+    for key, weight in content.weights.items():
+        name = key.rpartition(".")[0]
+        module = modules.get(name)
+        if isinstance(module, CompressedLayer):
+            state |= {_key(name, part): value for part, value in weight.state_dict().items() if part != "layout"}
+            continue
+        want = expected.get(key)
+        # Values were stored narrower than the model's: to_dense widens exactly (but for the product with a scale).
+        narrow = weight.scale is not None or (weight.dtype.itemsize == 2 and want is not None and want.itemsize == 4)
+        state[key] = weight.to_dense(want.dtype if want is not None and narrow else None)
+        if isinstance(module, MaskedLayer):
+            state[_key(name, "mask")] = weight.mask()
+    return state
+
+
+def _take_compressed(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, CompressedNM]:
+    """Moves the weights of compressed layers out of ``state``."""
+    weights = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CompressedLayer):
+            weights[_key(name, "weight")] = module.weight.cpu()
+            for part in ("values", "indices", "scale"):
+                state.pop(_key(name, part), None)
+    return weights
+
+
+def _key(layer: str, part: str) -> str:
+    return f"{layer}.{part}" if layer else part
 
 
 def _create(path: Path, content: CompressedFile) -> nn.Module:
@@ -186,12 +256,15 @@ def _write(path: Path, content: CompressedFile) -> None:
     for name, weight in content.weights.items():
         tensors[f"{name}:values"] = weight.values.cpu()
         tensors[f"{name}:indices"] = weight.indices.cpu()
+        if weight.scale is not None:
+            tensors[f"{name}:scale"] = weight.scale.cpu()
     model = None
     if content.model_name is not None:
         model = {"name": content.model_name, "options": content.model_options}
     described = {
         "compressed": {
             name: {"pattern": str(weight.pattern), "shape": list(weight.shape)}
+            | ({} if weight.scale is None else {"scaled": True})
             for name, weight in content.weights.items()
         },
         "model": model,
@@ -201,9 +274,10 @@ def _write(path: Path, content: CompressedFile) -> None:
         text = json.dumps(described, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"metadata: cannot be written as JSON: {error}") from error
+    scaled = any(weight.scale is not None or weight.dtype.itemsize == 1 for weight in content.weights.values())
     header = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": SCALED if scaled else PLAIN,
         "content": text,
         "sha256": _checksum(text, tensors),
     }
@@ -227,8 +301,10 @@ def _read_weights(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     weights = {}
     for name, entry in described.items():
         values, indices = tensors.pop(f"{name}:values"), tensors.pop(f"{name}:indices")
+        scale = tensors.pop(f"{name}:scale") if entry.get("scaled") else None
         try:
-            weights[name] = CompressedNM(values, indices, tuple(entry["shape"]), NMPattern.parse(entry["pattern"]))
+            pattern = NMPattern.parse(entry["pattern"])
+            weights[name] = CompressedNM(values, indices, tuple(entry["shape"]), pattern, scale)
         except ArgumentError as error:
             raise ArgumentError(f"{name}: {error}") from error
     return weights
