@@ -34,9 +34,14 @@ SOURCE_SUFFIXES = (".h", ".cpp", ".cuh", ".cu")
 MARKER_SOURCE = "native/source_hash.cpp"
 
 #: Compiled once, for every machine of the architecture.
-COMMON_SOURCES = ("native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp")
-#: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace.
+COMMON_SOURCES = (
+    "native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp",
+    "spike_pack/spike_windows.cpp", "nm_matmul/nm_matmul.cpp", "nm_matmul/nm_engine.cpp", "nm_matmul/nm_compress.cpp",
+)  # fmt: skip
+#: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace; ``avx512_vbmi`` adds nothing to them.
 PER_ISA_SOURCES = ("lif/lif_forward_rows.cpp", "lif/lif_backward_rows.cpp", "native/row_tools.cpp")
+#: The same, for every instruction set.
+NM_SOURCES = ("nm_matmul/nm_panel_rows.cpp", "nm_matmul/nm_event_rows.cpp")
 #: Namespace -> compiler flags. ``baseline`` exists everywhere; the others on x86-64 only.
 INSTRUCTION_SETS = {
     "baseline": (),
@@ -45,7 +50,14 @@ INSTRUCTION_SETS = {
         "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c",
         "-mprefer-vector-width=512",
     ),
+    "avx512_vbmi": (
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni",
+        "-mavx512bf16", "-mavx512vpopcntdq", "-mavx512bitalg", "-mgfni", "-mbmi", "-mbmi2", "-mpopcnt", "-mavx2",
+        "-mfma", "-mf16c", "-mprefer-vector-width=512",
+    ),
 }  # fmt: skip
+#: The instruction set for which ``PER_ISA_SOURCES`` are not compiled: those of ``avx512`` serve.
+NM_ONLY = "avx512_vbmi"
 #: ``-ffp-contract=off``: every instruction set must round alike, so fused operations are written out where wanted.
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
          "-fno-trapping-math", "-Wall", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL")  # fmt: skip
@@ -169,7 +181,12 @@ def build(output: Path = LIBRARY_PATH, *, extra_flags: tuple[str, ...] = ()) -> 
     isas = instruction_sets()
     defines = [f"-DSNN_HAS_{isa.upper()}" for isa in isas]
     jobs: list[tuple[str, list[str]]] = [(source, []) for source in COMMON_SOURCES]
-    jobs += [(source, [f"-DSNN_ISA={isa}", *flags]) for source in PER_ISA_SOURCES for isa, flags in isas.items()]
+    jobs += [
+        (source, [f"-DSNN_ISA={isa}", *flags])
+        for source in PER_ISA_SOURCES + NM_SOURCES
+        for isa, flags in isas.items()
+        if isa != NM_ONLY or source in NM_SOURCES
+    ]
     jobs.append((MARKER_SOURCE, [_hash_macro()]))
     link = [*compiler, "-shared", *extra_flags]
     return _compile_and_link(

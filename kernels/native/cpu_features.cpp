@@ -6,12 +6,24 @@
 namespace snn_core {
 namespace {
 
-Isa best_isa() {
 #if defined(SNN_HAS_AVX512)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+Isa best_isa() {
+#if defined(SNN_HAS_AVX512_VBMI)
+  if (has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+      __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg") &&
+      __builtin_cpu_supports("gfni") && __builtin_cpu_supports("bmi2")) {
+    return Isa::kAvx512Vbmi;
   }
+#endif
+#if defined(SNN_HAS_AVX512)
+  if (has_avx512()) return Isa::kAvx512;
 #endif
 #if defined(SNN_HAS_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
@@ -21,7 +33,7 @@ Isa best_isa() {
   return Isa::kBaseline;
 }
 
-const char* const kNames[] = {"baseline", "avx2", "avx512"};
+const char* const kNames[] = {"baseline", "avx2", "avx512", "avx512_vbmi"};
 
 }  // namespace
 

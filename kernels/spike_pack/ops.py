@@ -35,6 +35,33 @@ for _suffix in ("", "_triton"):
     torch.library.register_fake(f"snn_core::spike_pack{_suffix}", _pack_fake, lib=LIBRARY)
     torch.library.register_fake(f"snn_core::spike_unpack{_suffix}", _unpack_fake, lib=LIBRARY)
 
+LIBRARY.define(
+    "spike_im2col(Tensor bits, int channels, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "spike_max_pool(Tensor bits, int[] kernel, int[] stride, int[] padding) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _extents(bits: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[Any]:
+    return [
+        (bits.shape[1 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2)
+    ]
+
+
+@torch.library.register_fake("snn_core::spike_im2col", lib=LIBRARY)
+def _im2col_fake(bits: Tensor, channels: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    height, width = _extents(bits, kernel, stride, padding, dilation)
+    return bits.new_empty(bits.shape[0] * height * width, kernel[0] * kernel[1] * bits.shape[3])
+
+
+@torch.library.register_fake("snn_core::spike_max_pool", lib=LIBRARY)
+def _max_pool_fake(bits: Tensor, kernel: Any, stride: Any, padding: Any) -> Tensor:
+    height, width = _extents(bits, kernel, stride, padding, (1, 1))
+    return bits.new_empty(bits.shape[0], height, width, bits.shape[3])
+
 
 def _check(tensor: Tensor, name: str) -> None:
     if not isinstance(tensor, Tensor):

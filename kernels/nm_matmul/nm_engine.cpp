@@ -1,0 +1,257 @@
+#include "nm_matmul/nm_engine.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "native/cpu_features.h"
+
+namespace snn_core {
+
+const NMPanelKernel& nm_panel() { SNN_PICK_VBMI(nm_panel) }
+const NMEventKernel& nm_event() { SNN_PICK_VBMI(nm_event) }
+
+namespace {
+
+constexpr int64_t kWaveBytes = 32 << 20;    // of prepared spikes, at most (but one block at least)
+constexpr int64_t kPanelBytes = 512 << 10;  // of a decoded chunk: half an L2 cache
+constexpr int64_t kTasks = 32;              // what large problems are cut into at least
+constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel pays
+constexpr int64_t kGrainWork = 1 << 20;     // weights touched below which a thread is not worth waking
+
+struct FreeDeleter {
+  void operator()(void* p) const { std::free(p); }
+};
+
+struct Buffer {
+  std::unique_ptr<void, FreeDeleter> data;
+  int64_t bytes = 0;
+
+  void* reserve(int64_t wanted) {
+    if (wanted > bytes) {
+      data.reset();
+      bytes = 0;
+      data.reset(std::aligned_alloc(64, (wanted + 63) / 64 * 64));
+      if (!data) throw std::bad_alloc();
+      bytes = wanted;
+    }
+    return data.get();
+  }
+};
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The spikes of a block in the form of a path.
+struct Prepared {
+  std::unique_ptr<uint16_t[]> spikes;  // event: inputs within their chunk
+  std::vector<uint32_t> offset;        // [rows * chunks + 1]
+  uint8_t* bytes = nullptr;            // others: of each 64 rows
+};
+
+// Chunks of inputs whose panel fits the L2 cache, as runs of bytes of a row.
+struct Chunks {
+  std::vector<NMPiece> pieces;
+  std::vector<int64_t> first_piece, first_k;  // of each chunk, and the ends
+
+  Chunks(const NMWeight& w, int64_t longest) {
+    // Where segments fill whole bytes a row of bits is one run.
+    const bool whole = w.segment % 8 == 0;
+    const int64_t segment = whole ? w.k() : w.segment, segments = whole ? 1 : w.segments;
+    const int64_t bytes = (segment + 7) / 8, most = std::max<int64_t>(8, longest / 64 * 8);  // bytes of a piece
+    int64_t start = 0;
+    first_piece.push_back(0), first_k.push_back(0);
+    for (int64_t s = 0; s < segments; ++s) {
+      for (int64_t byte = 0; byte < bytes; byte += most) {
+        const int64_t k = s * segment + 8 * byte, end = std::min(segment, 8 * (byte + most)) + s * segment;
+        if (end - start > longest && k > start) {
+          start = k;
+          first_piece.push_back(static_cast<int64_t>(pieces.size())), first_k.push_back(k);
+        }
+        pieces.push_back({s * bytes + byte, std::min(most, bytes - byte), k - start});
+      }
+    }
+    first_piece.push_back(static_cast<int64_t>(pieces.size())), first_k.push_back(w.k());
+  }
+
+  int64_t count() const { return static_cast<int64_t>(first_piece.size()) - 1; }
+  int64_t width(int64_t c) const { return first_k[c + 1] - first_k[c]; }
+};
+
+class Engine {
+ public:
+  Engine(const NMProblem& problem, const NMSink& sink)
+      : p_(problem), w_(problem.weight), sink_(sink), kernel_(kernel_of(problem)),
+        positions_(problem.windows.rows() / problem.steps),
+        block_positions_(std::max<int64_t>(1, kNMBlockRows / problem.steps)),
+        lanes_(nm_panel().lanes),
+        element_(nm_wide_panel(w_.type) ? 4 : 2),
+        chunks_(w_, std::min<int64_t>(kPanelBytes / (2 * kPanelPairs * lanes_ * element_), 65536)) {}
+
+  void run() {
+    const int64_t blocks = divide_up(positions_, block_positions_);
+    const int64_t rows = block_positions_ * p_.steps;
+    const int64_t bytes = kernel_ == nullptr ? rows * w_.k() * 2 : divide_up(rows, kNMBlockRows) * nm_block_bytes(w_);
+    const int64_t wave = std::clamp<int64_t>(kWaveBytes / std::max<int64_t>(1, bytes), 1, blocks);
+    prepared_.resize(wave);
+    if (kernel_ != nullptr) {
+      const int64_t each = divide_up(rows, kNMBlockRows) * nm_block_bytes(w_);
+      storage_.reserve(wave * each);
+      for (int64_t i = 0; i < wave; ++i) prepared_[i].bytes = static_cast<uint8_t*>(storage_.data.get()) + i * each;
+    }
+    for (int64_t group = 0; group < p_.groups; ++group) {
+      SpikeWindows windows = p_.windows;
+      windows.take(group * w_.segment, w_.segment);
+      for (int64_t first = 0; first < blocks; first += wave) {
+        run_wave(windows, group, first, std::min(wave, blocks - first));
+      }
+    }
+  }
+
+ private:
+  static const NMKernel* kernel_of(const NMProblem& problem) {
+    if (problem.path == kNMEvent) return nullptr;
+    throw std::runtime_error("nm_matmul: path is not there");
+  }
+
+  NMBlock block(int64_t index) const {
+    const int64_t first = index * block_positions_;
+    return {first, std::min(block_positions_, positions_ - first), p_.steps, positions_};
+  }
+
+  void run_wave(const SpikeWindows& windows, int64_t group, int64_t first_block, int64_t blocks) {
+    const int64_t rows = blocks * block_positions_ * p_.steps;
+    const int64_t k = std::max<int64_t>(1, w_.k());
+    const int64_t block_work = std::max<int64_t>(1, rows / blocks * k / 8);
+    torch::stable::parallel_for(0, blocks, std::max<int64_t>(1, kGrainWork / block_work), [&](int64_t b, int64_t e) {
+      for (int64_t i = b; i < e; ++i) prepare(windows, block(first_block + i), prepared_[i]);
+    });
+    const int64_t outputs = w_.outputs / p_.groups, first_output = group * outputs;
+    const int64_t width = 2 * kPanelPairs * lanes_;
+    const int64_t ranges = divide_up(outputs, width);
+    const int64_t shares = std::clamp<int64_t>(
+        std::min(divide_up(kTasks, ranges), divide_up(rows, kGroupRows)), 1, blocks);
+    const int64_t share = divide_up(blocks, shares);
+    const int64_t work = std::max<int64_t>(1, share * (rows / blocks) * k * std::min(outputs, width) / 16);
+    torch::stable::parallel_for(0, ranges * shares, std::max<int64_t>(1, kGrainWork / work), [&](int64_t b, int64_t e) {
+      for (int64_t task = b; task < e; ++task) {
+        const int64_t first = task / shares * width, begin = task % shares * share;
+        const int64_t last = std::min(first + width, outputs);
+        if (begin >= blocks) continue;
+        run_events(first_output + first, first_output + last, first_block, begin, std::min(begin + share, blocks));
+      }
+    });
+  }
+
+  void prepare(const SpikeWindows& windows, const NMBlock& block, Prepared& out) const {
+    const int64_t rows = block.rows(), count = chunks_.count(), bytes = windows.row_bytes();
+    auto* const row_bytes = static_cast<uint8_t*>(nm_scratch(kPanelScratch, bytes + 64));
+    auto* const list = static_cast<uint16_t*>(nm_scratch(kSumScratch, 2 * (rows * (w_.k() + 8) + kSpikeSlack)));
+    out.offset.resize(rows * count + 1);
+    int64_t size = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const uint8_t* row = row_bytes;
+      if (windows.direct()) {
+        row = windows.direct_row(block.row(i));
+      } else {
+        windows.gather(block.row(i), row_bytes);
+      }
+      for (int64_t c = 0; c < count; ++c) {
+        out.offset[i * count + c] = static_cast<uint32_t>(size);
+        size += nm_event().list(row, chunks_.pieces.data() + chunks_.first_piece[c],
+                                chunks_.first_piece[c + 1] - chunks_.first_piece[c], list + size);
+      }
+    }
+    out.offset[rows * count] = static_cast<uint32_t>(size);
+    out.spikes.reset(new uint16_t[size + 1]);
+    std::copy_n(list, size, out.spikes.get());
+  }
+
+  // Outputs first <= o < last of blocks begin <= b < end of the wave.
+  void run_events(int64_t first, int64_t last, int64_t first_block, int64_t begin, int64_t end) const {
+    const int pairs = static_cast<int>(divide_up(last - first, 2 * lanes_));
+    const int64_t width = 2 * lanes_ * pairs, count = chunks_.count();
+    int64_t longest = 0, kept = 0, largest = 0;  // inputs of a chunk; rows whose sums are kept between chunks
+    for (int64_t c = 0; c < count; ++c) longest = std::max(longest, chunks_.width(c));
+    for (int64_t i = begin; i < end; ++i) {
+      kept += block(first_block + i).rows();
+      largest = std::max(largest, block(first_block + i).rows());
+    }
+    void* const panel = nm_scratch(kPanelScratch, longest * width * element_);
+    auto* const sums = static_cast<float*>(nm_scratch(kSumScratch, (count > 1 ? kept : largest) * width * 4));
+    for (int64_t c = 0; c < count; ++c) {
+      // Outputs of the next group that the last vector covers are computed and dropped.
+      nm_panel().decode(w_, first, pairs, chunks_.first_k[c], chunks_.first_k[c + 1], panel);
+      float* y = sums;
+      for (int64_t i = begin; i < end; ++i) {
+        const NMBlock here = block(first_block + i);
+        const Prepared& spikes = prepared_[i];
+        float* const place = last - first == width ? sink_.place(here, first, last) : nullptr;
+        float* const target = place != nullptr ? place : y;
+        const int64_t ld = place != nullptr ? w_.outputs : width;
+        const NMEventRows rows{panel, pairs, spikes.spikes.get(), spikes.offset.data() + c, count, here.rows(),
+                               target, ld, c > 0};
+        nm_event().run[element_ == 4](rows);
+        if (c + 1 == count) finish(here, first, last, target, ld);
+        if (count > 1) y += here.rows() * width;
+      }
+    }
+  }
+
+  void finish(const NMBlock& block, int64_t first, int64_t last, float* sums, int64_t ld) const {
+    if (p_.scale != nullptr || p_.bias != nullptr) {
+      nm_event().finish(sums, ld, block.rows(), last - first, p_.scale != nullptr ? p_.scale + first : nullptr,
+                        p_.bias != nullptr ? p_.bias + first : nullptr);
+    }
+    sink_.take(block, first, last, sums, ld);
+  }
+
+  const NMProblem& p_;
+  const NMWeight& w_;
+  const NMSink& sink_;
+  const NMKernel* kernel_;  // null: the event path
+  int64_t positions_, block_positions_;
+  int64_t lanes_, element_;
+  Chunks chunks_;
+  Buffer storage_;
+  std::vector<Prepared> prepared_;
+};
+
+}  // namespace
+
+void* nm_scratch(NMScratch slot, int64_t bytes) {
+  thread_local std::array<Buffer, kScratchCount> buffers;
+  return buffers[slot].reserve(std::max<int64_t>(bytes, 64));
+}
+
+double nm_firing_rate(const SpikeWindows& windows) {
+  int64_t spikes = 0;
+  for (int64_t b = 0; b < windows.batch; ++b) {
+    for (int64_t h = 0; h < windows.height; ++h) {
+      for (int64_t w = 0; w < windows.width; ++w) {
+        const uint8_t* const pixel = windows.bits + b * windows.stride_b + h * windows.stride_h + w * windows.stride_w;
+        int64_t i = 0;
+        for (; i + 8 <= windows.bytes; i += 8) {
+          uint64_t word;
+          std::memcpy(&word, pixel + i, 8);
+          spikes += __builtin_popcountll(word);
+        }
+        for (; i < windows.bytes; ++i) spikes += __builtin_popcount(pixel[i]);
+      }
+    }
+  }
+  const double all = 8.0 * windows.batch * windows.height * windows.width * windows.bytes;
+  return all > 0 ? spikes / all : 0.0;
+}
+
+void nm_run(const NMProblem& problem, const NMSink& sink) {
+  if (problem.windows.rows() == 0 || problem.weight.outputs == 0) return;
+  Engine(problem, sink).run();
+}
+
+}  // namespace snn_core

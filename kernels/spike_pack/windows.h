@@ -1,0 +1,130 @@
+// Rows of packed spikes under the windows of a convolution: im2col on bits. Shared by spike_im2col and nm_matmul.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "native/tensors.h"
+
+namespace snn_core {
+
+// Throws unless `values` has `count` entries of at least `least`.
+inline void check_list(const std::vector<int64_t>& values, size_t count, int64_t least, const char* name) {
+  bool fits = values.size() == count;
+  for (const int64_t value : values) fits = fits && value >= least;
+  if (!fits) {
+    throw std::runtime_error(std::string(name) + " must hold " + std::to_string(count) + " integers of at least " +
+                             std::to_string(least));
+  }
+}
+
+// bits [B, H, W, bytes], the last dimension with stride 1, and the windows on it, in the order of rows [B, OH, OW].
+struct SpikeWindows {
+  const uint8_t* bits = nullptr;
+  int64_t batch = 0, height = 0, width = 0, bytes = 0;  // bytes of a pixel
+  int64_t stride_b = 0, stride_h = 0, stride_w = 0;
+  int64_t kernel_h = 1, kernel_w = 1, step_h = 1, step_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
+  int64_t out_h = 0, out_w = 0;
+  int64_t offset = 0, segment_bytes = 0;  // the bytes of a pixel that are taken: those of a group of channels
+  uint8_t last_mask = 0xff;               // of the last of these bytes: bits past the channels count as 0
+
+  SpikeWindows(const Tensor& t, int64_t channels, const std::vector<int64_t>& kernel,
+               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+               const std::vector<int64_t>& dilation) {
+    if (t.scalar_type() != ScalarType::Byte || t.dim() != 4) {
+      throw std::runtime_error("bits must be uint8 [B, H, W, ceil(channels / 8)]");
+    }
+    if (channels < 0 || t.size(3) != (channels + 7) / 8) throw std::runtime_error("channels does not fit bits");
+    if (t.size(3) > 1 && t.stride(3) != 1) throw std::runtime_error("bits must have stride 1 along its last dimension");
+    check_list(kernel, 2, 1, "kernel");
+    check_list(stride, 2, 1, "stride");
+    check_list(padding, 2, 0, "padding");
+    check_list(dilation, 2, 1, "dilation");
+    bits = static_cast<const uint8_t*>(t.data_ptr());
+    batch = t.size(0), height = t.size(1), width = t.size(2), bytes = t.size(3);
+    stride_b = t.stride(0), stride_h = t.stride(1), stride_w = t.stride(2);
+    kernel_h = kernel[0], kernel_w = kernel[1], step_h = stride[0], step_w = stride[1];
+    pad_h = padding[0], pad_w = padding[1], dilation_h = dilation[0], dilation_w = dilation[1];
+    out_h = extent(height, 0, kernel_h, step_h, pad_h, dilation_h);
+    out_w = extent(width, 1, kernel_w, step_w, pad_w, dilation_w);
+    take(0, channels);
+  }
+
+  // Of the channels first .. first + count of every pixel; `first` is a multiple of 8.
+  void take(int64_t first, int64_t count) {
+    offset = first / 8;
+    segment_bytes = (count + 7) / 8;
+    last_mask = count % 8 == 0 ? 0xff : static_cast<uint8_t>((1 << count % 8) - 1);
+  }
+
+  int64_t pixels() const { return out_h * out_w; }
+  int64_t rows() const { return batch * pixels(); }
+  int64_t row_bytes() const { return kernel_h * kernel_w * segment_bytes; }
+
+  // Whether row r lies in memory as it is.
+  bool direct() const {
+    return kernel_h == 1 && kernel_w == 1 && pad_h == 0 && pad_w == 0 && last_mask == 0xff;
+  }
+  const uint8_t* pixel(int64_t b, int64_t h, int64_t w) const {
+    return bits + b * stride_b + h * stride_h + w * stride_w + offset;
+  }
+  const uint8_t* direct_row(int64_t r) const {
+    const int64_t b = r / pixels(), rest = r % pixels();
+    return pixel(b, rest / out_w * step_h, rest % out_w * step_w);
+  }
+
+  // The bytes under window r, kernel position by kernel position.
+  void gather(int64_t r, uint8_t* out) const {
+    const int64_t b = r / pixels(), rest = r % pixels();
+    const int64_t top = rest / out_w * step_h - pad_h, left = rest % out_w * step_w - pad_w;
+    // A row of the window is one run of bytes where pixels lie side by side and none is outside.
+    const bool run = dilation_w == 1 && stride_w == segment_bytes && left >= 0 && left + kernel_w <= width;
+    for (int64_t i = 0; i < kernel_h; ++i, out += kernel_w * segment_bytes) {
+      const int64_t h = top + i * dilation_h;
+      if (h < 0 || h >= height) {
+        std::memset(out, 0, kernel_w * segment_bytes);
+      } else if (run) {
+        copy(out, pixel(b, h, left), kernel_w * segment_bytes);
+      } else {
+        for (int64_t j = 0; j < kernel_w; ++j) {
+          const int64_t w = left + j * dilation_w;
+          if (w < 0 || w >= width) {
+            std::memset(out + j * segment_bytes, 0, segment_bytes);
+          } else {
+            copy(out + j * segment_bytes, pixel(b, h, w), segment_bytes);
+          }
+        }
+      }
+      if (last_mask != 0xff) {
+        for (int64_t j = 1; j <= kernel_w; ++j) out[j * segment_bytes - 1] &= last_mask;
+      }
+    }
+  }
+
+ private:
+  // Without the call of a library function where pixels are whole words.
+  static void copy(uint8_t* out, const uint8_t* from, int64_t count) {
+    if (count % 8 != 0 || count > 256) {
+      std::memcpy(out, from, count);
+      return;
+    }
+    for (int64_t i = 0; i < count; i += 8) std::memcpy(out + i, from + i, 8);
+  }
+
+  static int64_t extent(int64_t size, int which, int64_t window, int64_t step, int64_t pad, int64_t dilation) {
+    const int64_t reach = size + 2 * pad - dilation * (window - 1) - 1;
+    if (reach < 0) {
+      throw std::runtime_error(std::string("kernel is larger than the padded ") + (which == 0 ? "height" : "width") +
+                               " of bits");
+    }
+    return reach / step + 1;
+  }
+};
+
+}  // namespace snn_core
