@@ -45,7 +45,7 @@ def torch_candidates(
     if not isinstance(weight, CompressedNM) or why_not(x, weight):
         return []
     kept = _conversions(weight)
-    found = []
+    found: list[tuple[str, Callable[[], Tensor]]] = []
     for name in LIBRARIES:
         if _library_runs(name, x.device):
             kept.offer(name)
