@@ -219,7 +219,10 @@ def _candidates(problem: Problem) -> dict[str, list[Candidate]]:
             for path in ("mma_sp", "wgmma_sp"):
                 add(native, path, lambda path=path: problem.run_compressed(CUDA_PATHS[path]))  # type: ignore[misc]
     if problem.takes_dense() and triton_runs_on(problem.device):
-        add("triton", "", lambda: problem.run_compressed(0, "_triton"))
+        from snn_core.kernels.nm_matmul.triton import why_not
+
+        if pattern is not None and not why_not(pattern.n, pattern.m):
+            add("triton", "", lambda: problem.run_compressed(0, "_triton"))
     x = problem.x
     if problem.device.type == "cuda" and problem.takes_dense() and isinstance(x, Tensor):
         from snn_core.kernels.nm_matmul.torch_sparse import torch_candidates

@@ -19,6 +19,9 @@ from snn_core.kernels.native.library import LIBRARY, packed_size
 from snn_core.kernels.native.triton_launch import interpreted
 from snn_core.kernels.nm_matmul.schema import TAGS
 from snn_core.kernels.nm_matmul.triton_kernels import (
+    E4M3,
+    INT8,
+    PLAIN,
     compress_kernel,
     decompress_kernel,
     dense_kernel,
@@ -39,6 +42,7 @@ TILE_K = 128
 FLAT_ELEMENTS = 4096
 
 _COMPUTE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_STORED = {torch.int8: INT8.value, torch.float8_e4m3fn: E4M3.value}
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -118,7 +122,7 @@ def _constants(values: Tensor, n: int, m: int, row_blocks: int, compute: torch.d
     pairs = (n, m) == (2, 4) and row_blocks % 2 == 0
     return {
         "N": n, "M": m, "MP": padded, "BITS": (m - 1).bit_length(), "PAIRS": pairs,
-        "E4M3": values.dtype == torch.float8_e4m3fn, "COMPUTE": _COMPUTE[compute],
+        "STORED": _STORED.get(values.dtype, PLAIN.value), "COMPUTE": _COMPUTE[compute],
     }  # fmt: skip
 
 
@@ -150,15 +154,16 @@ def nm_dense_triton(
     constants = _constants(values, n, m, row_blocks, _product_dtype(x.dtype, values.dtype))
     blocks = max(1, TILE_K // constants["MP"])
     grid = (_cdiv(outputs, chosen.outputs), _cdiv(rows, chosen.rows))
-    splits = max(1, min(WANTED_PROGRAMS // (grid[0] * grid[1]), _cdiv(row_blocks, 2 * blocks)))
-    split_blocks = _cdiv(_cdiv(row_blocks, splits), blocks) * blocks
-    splits = _cdiv(row_blocks, split_blocks)
+    tiles = _cdiv(row_blocks, blocks)
+    splits = max(1, min(WANTED_PROGRAMS // (grid[0] * grid[1]), tiles // 2))
+    split_tiles = _cdiv(tiles, splits)
+    splits = _cdiv(tiles, split_tiles)
     partials = x.new_empty((splits, rows, outputs), dtype=torch.float32) if splits > 1 else None
     assert indices is not None
     launch(
         dense_kernel, (*grid, splits),
-        (x, _stored(values), indices, scale, bias, y, partials, rows, outputs, row_blocks, indices.numel(),
-         split_blocks),
+        (x, _stored(values), indices, scale, bias, y, partials, rows, outputs, row_blocks, size, row_blocks * n,
+         indices.numel(), split_tiles),
         {**constants, "BR": chosen.rows, "BO": chosen.outputs, "NB": blocks, "num_warps": chosen.warps,
          "num_stages": chosen.stages},
     )  # fmt: skip
@@ -184,7 +189,7 @@ def nm_decompress_triton(
     tile_rows = max(1, FLAT_ELEMENTS // (blocks * constants["MP"]))
     launch(
         decompress_kernel, (_cdiv(row_blocks, blocks), _cdiv(rows, tile_rows)),
-        (_stored(values), indices, scale, dense, rows, row_blocks, indices.numel()),
+        (_stored(values), indices, scale, dense, rows, row_blocks, row_blocks * m, row_blocks * n, indices.numel()),
         {**constants, "ROWS": tile_rows, "NB": blocks, "num_warps": 4},
     )  # fmt: skip
     return dense
@@ -224,8 +229,8 @@ def nm_compress_triton(dense: Tensor, mask: Tensor | None, n: int, m: int) -> tu
     violations = dense.new_empty(programs, dtype=torch.int32)
     arguments = (integers, mask, values.view(integers.dtype), positions, violations, blocks)
     launch(compress_kernel, (programs,), arguments, {**constants, "num_warps": 4})
-    arguments = (positions, indices, positions.numel(), indices.numel())
-    launch(pack_positions_kernel, (_cdiv(indices.numel(), 1024),), arguments, {"BITS": bits, "BLOCK": 1024})
+    packing = (positions, indices, positions.numel(), indices.numel())
+    launch(pack_positions_kernel, (_cdiv(indices.numel(), 1024),), packing, {"BITS": bits, "BLOCK": 1024})
     return values, indices, violations.sum(dtype=torch.int64)
 
 

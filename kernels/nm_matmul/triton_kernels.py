@@ -12,20 +12,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: How values are stored: as they are used, as int8, or as e4m3.
+PLAIN, INT8, E4M3 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
 
 @triton.jit
-def _decoded(v, E4M3: tl.constexpr):  # type: ignore[no-untyped-def]
+def _decoded(v, STORED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Stored values as floats. e4m3 comes as uint8: hardware before sm_89 has no such type.
 
     Its exponent and mantissa, moved to where float16 has them, are the value over 2^8, subnormal ones included.
     """
-    if E4M3:
+    found = v
+    if STORED == INT8:
+        found = v.to(tl.float32)
+    if STORED == E4M3:
         bits = v.to(tl.int32)
         half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True)
-        return tl.where((bits & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0)
-    if v.dtype.is_int():
-        return v.to(tl.float32)
-    return v
+        found = tl.where((bits & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0)
+    return found
 
 
 @triton.jit
@@ -46,18 +50,15 @@ def _placed(w, v, position, e):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _pairs_2_4(values, indices, t_row, rows_exist, first, B, NB: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pairs_2_4(values, indices, o, exists, first, B, value_row, NB: tl.constexpr):  # type: ignore[no-untyped-def]
     """Values and positions of NB blocks of 2:4, whose rows start at whole bytes: read by vectors, without gaps."""
     lanes = first * 2 + tl.arange(0, 2 * NB)
-    v = tl.load(
-        values + t_row[:, None] * 2 + lanes[None, :], mask=rows_exist[:, None] & (lanes < 2 * B)[None, :], other=0
-    )
+    pointers = values + (o.to(tl.int64) * value_row)[:, None] + lanes[None, :]
+    v = tl.load(pointers, mask=exists[:, None] & (lanes < 2 * B)[None, :], other=0)
     v0, v1 = tl.split(tl.reshape(v, (v.shape[0], NB, 2)))
     lanes = first // 2 + tl.arange(0, NB // 2)
-    byte = tl.load(
-        indices + (t_row // 2)[:, None] + lanes[None, :],
-        mask=rows_exist[:, None] & (lanes < B // 2)[None, :], other=0,
-    ).to(tl.int32)  # fmt: skip
+    pointers = indices + (o.to(tl.int64) * (B // 2))[:, None] + lanes[None, :]
+    byte = tl.load(pointers, mask=exists[:, None] & (lanes < B // 2)[None, :], other=0).to(tl.int32)
     nibbles = (byte[:, :, None] >> (tl.arange(0, 2) * 4)[None, None, :]) & 15
     nibbles = tl.reshape(nibbles, (v.shape[0], NB))
     return v0, v1, nibbles & 3, nibbles >> 2
@@ -65,25 +66,25 @@ def _pairs_2_4(values, indices, t_row, rows_exist, first, B, NB: tl.constexpr): 
 
 @triton.jit
 def _dense_tile(  # type: ignore[no-untyped-def]
-    values, indices, t_row, rows_exist, first, B, index_bytes,
-    N: tl.constexpr, MP: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr, E4M3: tl.constexpr,
+    values, indices, o, rows_exist, first, B, value_row, index_bytes,
+    N: tl.constexpr, MP: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr, STORED: tl.constexpr,
     COMPUTE: tl.constexpr, ROWS: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """``[ROWS, NB * MP]`` of the dense weight: blocks ``first ...`` of the rows whose blocks start at ``t_row``."""
+    """``[ROWS, NB * MP]`` of the dense weight: blocks ``first ...`` of the rows ``o``, of B blocks each."""
     e = tl.arange(0, MP)[None, None, :]
     w = tl.zeros((ROWS, NB, MP), COMPUTE)
     if PAIRS:
-        v0, v1, p0, p1 = _pairs_2_4(values, indices, t_row, rows_exist, first, B, NB)
-        w = _placed(w, _decoded(v0, E4M3).to(COMPUTE), p0, e)
-        w = _placed(w, _decoded(v1, E4M3).to(COMPUTE), p1, e)
+        v0, v1, p0, p1 = _pairs_2_4(values, indices, o, rows_exist, first, B, value_row, NB)
+        w = _placed(w, _decoded(v0, STORED).to(COMPUTE), p0, e)
+        w = _placed(w, _decoded(v1, STORED).to(COMPUTE), p1, e)
     else:
         b = first + tl.arange(0, NB)
         exists = rows_exist[:, None] & (b < B)[None, :]
-        number = (t_row[:, None] + b[None, :]) * N
+        number = (o.to(tl.int64) * value_row)[:, None] + (b * N)[None, :]
         for i in tl.static_range(N):
             v = tl.load(values + number + i, mask=exists, other=0)
             position = _position(indices, number + i, index_bytes, exists, BITS)
-            w = _placed(w, _decoded(v, E4M3).to(COMPUTE), position, e)
+            w = _placed(w, _decoded(v, STORED).to(COMPUTE), position, e)
     return tl.reshape(w, (ROWS, NB * MP))
 
 
@@ -97,37 +98,43 @@ def _finished(sums, scale, bias, o, exists):  # type: ignore[no-untyped-def]
     return sums
 
 
-@triton.jit(do_not_specialize=["R", "index_bytes", "split_blocks"])
+@triton.jit
+def _columns(first, B, K, M: tl.constexpr, MP: tl.constexpr, NB: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Columns of the dense weight that NB blocks stand for, with the padding of each, and which of them exist."""
+    lane = tl.arange(0, NB * MP)
+    k = first * M + lane
+    exists = k < K
+    if M != MP:
+        k = (first + lane // MP) * M + lane % MP
+        exists = (first + lane // MP < B) & (lane % MP < M)
+    return k, exists
+
+
+@triton.jit(do_not_specialize=["R", "index_bytes", "split_tiles"])
 def dense_kernel(  # type: ignore[no-untyped-def]
-    x, values, indices, scale, bias, y, partials, R, OUT, B, index_bytes, split_blocks,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr, E4M3: tl.constexpr,
+    x, values, indices, scale, bias, y, partials, R, OUT, B, K, value_row, index_bytes, split_tiles,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr, STORED: tl.constexpr,
     COMPUTE: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """``y[r, o] = scale[o] * sum_k x[r, k] w[o, k] + bias[o]`` over ``split_blocks`` blocks of every row of w.
+    """``y[r, o] = scale[o] * sum_k x[r, k] w[o, k] + bias[o]`` over ``split_tiles`` times NB blocks of every row of w.
 
-    x ``[R, B * M]``, y ``[R, O]``; with ``partials [splits, R, O]`` the bare sums of each split go there instead. The
-    weight is the left operand, which tensor cores take from registers.
+    x ``[R, K]``, y ``[R, O]``, B blocks and ``value_row`` values a row; with ``partials [splits, R, O]`` the bare sums
+    of each split go there instead. The weight is the left operand, which tensor cores take from registers.
     """
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     r = tl.program_id(1) * BR + tl.arange(0, BR)
     split = tl.program_id(2)
     o_exists, r_exists = o < OUT, r < R
-    t_row = o.to(tl.int64) * B
-    x_row = r.to(tl.int64) * (B * M)
+    x_row = r.to(tl.int64) * K
     sums = tl.zeros((BO, BR), tl.float32)
-    for first in range(split * split_blocks, tl.minimum(B, (split + 1) * split_blocks), NB):
+    for tile in range(split * split_tiles, tl.minimum(tl.cdiv(B, NB), (split + 1) * split_tiles)):
+        first = tile * NB
         w = _dense_tile(
-            values, indices, t_row, o_exists, first, B, index_bytes, N, MP, BITS, PAIRS, E4M3, COMPUTE, BO, NB
+            values, indices, o, o_exists, first, B, value_row, index_bytes, N, MP, BITS, PAIRS, STORED, COMPUTE, BO, NB
         )
-        if M == MP:
-            k = first * M + tl.arange(0, NB * MP)
-            k_exists = k < B * M
-        else:
-            lane = tl.arange(0, NB * MP)
-            k = (first + lane // MP) * M + lane % MP
-            k_exists = (first + lane // MP < B) & (lane % MP < M)
-        tile = tl.load(x + x_row[:, None] + k[None, :], mask=r_exists[:, None] & k_exists[None, :], other=0.0)
-        sums = tl.dot(w, tl.trans(tile.to(COMPUTE)), sums, input_precision="ieee")
+        k, k_exists = _columns(first, B, K, M, MP, NB)
+        rows = tl.load(x + x_row[:, None] + k[None, :], mask=r_exists[:, None] & k_exists[None, :], other=0.0)
+        sums = tl.dot(w, tl.trans(rows.to(COMPUTE)), sums, input_precision="ieee")
     exists = o_exists[:, None] & r_exists[None, :]
     place = r.to(tl.int64)[None, :] * OUT + o[:, None]
     if partials is not None:
@@ -154,28 +161,21 @@ def reduce_kernel(partials, scale, bias, y, R, OUT, splits, BLOCK: tl.constexpr)
 
 @triton.jit(do_not_specialize=["rows", "index_bytes"])
 def decompress_kernel(  # type: ignore[no-untyped-def]
-    values, indices, scale, dense, rows, B, index_bytes,
-    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr, E4M3: tl.constexpr,
+    values, indices, scale, dense, rows, B, K, value_row, index_bytes,
+    N: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr, STORED: tl.constexpr,
     COMPUTE: tl.constexpr, ROWS: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """``dense [rows, B * M]``, with the scale of its row multiplied in where there is one."""
+    """``dense [rows, K]``, with the scale of its row multiplied in where there is one."""
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) * NB
     exists = row < rows
     w = _dense_tile(
-        values, indices, row.to(tl.int64) * B, exists, first, B, index_bytes, N, MP, BITS, PAIRS, E4M3, COMPUTE, ROWS,
-        NB,
-    )  # fmt: skip
+        values, indices, row, exists, first, B, value_row, index_bytes, N, MP, BITS, PAIRS, STORED, COMPUTE, ROWS, NB
+    )
     if scale is not None:
         w = w.to(tl.float32) * tl.load(scale + row, mask=exists, other=0.0)[:, None]
-    lane = tl.arange(0, NB * MP)
-    if M == MP:
-        k = first * M + lane
-        k_exists = k < B * M
-    else:
-        k = (first + lane // MP) * M + lane % MP
-        k_exists = (first + lane // MP < B) & (lane % MP < M)
-    pointers = dense + (row.to(tl.int64) * (B * M))[:, None] + k[None, :]
+    k, k_exists = _columns(first, B, K, M, MP, NB)
+    pointers = dense + (row.to(tl.int64) * K)[:, None] + k[None, :]
     tl.store(pointers, w.to(dense.dtype.element_ty), mask=exists[:, None] & k_exists[None, :])
 
 
