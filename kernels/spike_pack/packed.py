@@ -137,8 +137,9 @@ class PackedSpikes:
 _BITS_OF_ONE: dict[torch.dtype, tuple[Any, int]] = {
     torch.float32: (np.uint32, 0x3F800000),
     torch.float16: (np.uint16, 0x3C00),
+    torch.bfloat16: (np.uint16, 0x3F80),
+    torch.float64: (np.uint64, 0x3FF0000000000000),
 }
-_BITS_OF_ONE |= {torch.bfloat16: (np.uint16, 0x3F80), torch.float64: (np.uint64, 0x3FF0000000000000)}
 _PIECE = 1 << 18  # elements checked at once: their temporaries stay in the cache, and sums of spikes are found early
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from snn_core.errors import ArgumentError
 from snn_core.progress import progress
-from snn_core.sparsity import NMPattern, compressed_nbytes
+from snn_core.sparsity import CompressedLayer, NMPattern, compressed_nbytes, decompress
 
 if TYPE_CHECKING:
     from snn_core.datasets import FrameDataset
@@ -158,9 +158,10 @@ def measure_energy(
     """Run data through the model in evaluation mode and count.
 
     Args:
-        model: dense, masked (zeros in its weights) or with a pruner attached. Ours and SpikingJelly's neurons are
-            recognised by their threshold, and reset before every batch and at the end. A layer whose weight is used
-            without calling it is not seen.
+        model: dense, masked (zeros in its weights), with a pruner attached, or compressed by
+            ``snn_core.sparsity.compress`` (a copy is then measured as the pruned network that it stands for). Ours
+            and SpikingJelly's neurons are recognised by their threshold, and reset before every batch and at the end.
+            A layer whose weight is used without calling it is not seen.
         batches: a :class:`snn_core.datasets.FrameDataset`, or an iterable of inputs ``[T, B, ...]`` or of tuples that
             begin with one.
         patterns: layer name -> N:M of the layers to count as compressed (``pruner.patterns``).
@@ -171,6 +172,9 @@ def measure_energy(
     Raises:
         ArgumentError: no batch, an input without time and batch dimension, or ``patterns`` naming no layer.
     """
+    stored = {name: module.pattern for name, module in model.named_modules() if isinstance(module, CompressedLayer)}
+    if stored:
+        model, patterns = decompress(model), stored | dict(patterns or {})
     bytes_dense, bytes_compressed = _model_bytes(model, patterns or {})
     measurement, handles = _Measurement(), []
     for name, module in model.named_modules():

@@ -93,6 +93,34 @@ def test_moves_and_says_what_it_is():
     assert packed.device == torch.device("cpu")
 
 
+def test_passes_in_and_out_of_compiled_graphs():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def packs(s):
+        return PackedSpikes.from_dense(s, -3, check=False)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def unpacks(packed):
+        return packed.with_leading(1, 2).to_dense()
+
+    s = spikes((2, 10, 4, 3))
+    packed = packs(s)
+    assert isinstance(packed, PackedSpikes)
+    assert packed.count == int(s.sum())
+    assert torch.equal(unpacks(packed)[0], s)
+
+
+def test_sums_of_spikes_are_found_wherever_they_are():
+    s = torch.zeros(3, 1 << 18)
+    assert PackedSpikes.try_from_dense(s).count == 0
+    for position in (0, 1 << 18, s.numel() - 1):
+        s.view(-1)[position] = 2
+        assert not is_binary(s)
+        assert PackedSpikes.try_from_dense(s) is None
+        assert not is_binary(s.T)
+        s.view(-1)[position] = -0.0
+        assert is_binary(s)
+
+
 BITS = torch.zeros(2, 3, 4, 2, dtype=torch.uint8)
 
 

@@ -12,7 +12,7 @@ from snn_core.errors import ArgumentError
 from snn_core.pruning import PruneConfig, create_pruner
 from snn_core.reports import AC_PICOJOULE, MAC_PICOJOULE, measure_energy
 from snn_core.seeding import seeded
-from snn_core.sparsity import CompressedNM, nm_mask_by_magnitude
+from snn_core.sparsity import CompressedNM, compress, nm_mask_by_magnitude
 
 T, BATCH = 3, 4
 
@@ -70,6 +70,13 @@ def test_counts_equal_sums_by_hand(binary):
     saved = model.fc.weight.nbytes - CompressedNM.from_dense(model.fc.weight, "2:4").nbytes
     assert report.bytes_compressed == dense - saved
     assert json.loads(json.dumps(report.as_dict()))["layers"][1]["name"] == "fc"
+
+
+def test_a_compressed_model_counts_as_the_pruned_one():
+    model = Net().eval()
+    model.fc.weight.data.mul_(nm_mask_by_magnitude(model.fc.weight, "2:4"))
+    report = measure_energy(model, make_batches(), patterns={"fc": "2:4"})
+    assert measure_energy(compress(model), make_batches()) == report
 
 
 def test_an_attached_pruner_counts_as_masked_and_the_model_is_left_alone():
