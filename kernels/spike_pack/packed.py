@@ -45,8 +45,11 @@ class PackedSpikes:
                 f"bits: shape {list(bits.shape)}; expected [{'..., H, W' if self.channels_last else '...'}, "
                 f"{packed_size(size)}] for {size} spikes"
             )
-        if bits.shape[-1] > 1 and bits.stride(-1) != 1:
-            raise ArgumentError(f"bits: the last dimension must have stride 1, got strides {bits.stride()}")
+        if bits.stride(-1) != 1:
+            if bits.shape[-1] > 1 and bits.numel() > 0:
+                raise ArgumentError(f"bits: the last dimension must have stride 1, got strides {bits.stride()}")
+            # Any stride is as good as any other here, but native code looks at it.
+            object.__setattr__(self, "bits", bits.as_strided(bits.shape, (*bits.stride()[:-1], 1)))
         # Native code reads weight rows by set bits. Not on a GPU: it would wait for the device.
         if size % 8 and bits.device.type == "cpu" and not torch.compiler.is_compiling():
             beyond = bits[..., -1] >> (size % 8)

@@ -60,6 +60,18 @@ def test_empty(shape):
     assert packed.to_dense().shape == shape
 
 
+@pytest.mark.parametrize("shape", [(0, 16, 4, 4), (2, 3, 4, 4), (2, 16, 0, 4)])
+def test_the_last_stride_is_always_one(shape):
+    packed = PackedSpikes.from_dense(spikes(shape), -3)
+    assert packed.bits.stride(-1) == 1
+    assert torch.equal(packed.to_dense(), spikes(shape))
+    transposed = packed.bits.movedim(-1, 1).contiguous().movedim(1, -1)
+    if packed.bits.shape[-1] == 1 or packed.bits.numel() == 0:
+        again = PackedSpikes(transposed, shape[1], channels_last=True)
+        assert again.bits.stride(-1) == 1
+        assert torch.equal(again.to_dense(), spikes(shape))
+
+
 @pytest.mark.parametrize("size", [3, 64, 1001])
 def test_both_ways_of_counting(size, monkeypatch):
     s = spikes((5, size))

@@ -9,7 +9,8 @@ from snn_core.kernels.native import native_backend
 def _backends():
     """``reference`` always; the choice among all where the native operators are there."""
     native_backend(torch.device("cpu"))
-    there = torch._C._dispatch_has_kernel_for_dispatch_key("snn_core::nm_spikes", "CPU")
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    there = all(has_kernel(f"snn_core::{name}", "CPU") for name in ("nm_spikes", "nm_dense"))
     return ("reference", "auto") if there else ("reference",)
 
 
