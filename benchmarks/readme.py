@@ -217,6 +217,59 @@ def accelerate(result: dict[str, Any]) -> str:
     return _table([*header, "neurons % of the step", "neurons, times as fast", "logits"], rows)
 
 
+_NM_PARTS = {
+    "linear": "Products `[M, K] x [K, N]` of spikes with a 2:4 weight",
+    "conv": "Convolutions `B x C x H x W` of spikes with a 2:4 weight",
+    "patterns": "Other patterns",
+    "few": "Few rows: spikes, weights from memory",
+    "dense": "Few rows: dense bfloat16 activations, weights from memory",
+}
+_NM_LEGEND = (
+    "Milliseconds of `nm_matmul` or `nm_conv2d` on packed spikes with bfloat16 values, result in float32; in brackets, "
+    "how many times as long oneDNN's dense bfloat16 product takes (the faster of torch's call and one with a pre-packed "
+    "weight), and the same with the packing of float32 spikes included. For dense activations: how many times as long "
+    "the fastest dense product takes, of any type."
+)
+
+
+def nm_matmul(result: dict[str, Any]) -> str:
+    """Times of ours beside oneDNN's bfloat16 or the best dense product: a row a shape, a column a firing rate."""
+    tables = []
+    for part, title in _NM_PARTS.items():
+        cells = [cell for cell in result["cells"] if cell["part"] == part]
+        if not cells:
+            continue
+        rates = sorted({cell["rate"] for cell in cells} - {None})
+        rows: dict[str, list[str]] = {}
+        for cell in cells:
+            row = rows.setdefault(_nm_shape(cell), ["-"] * max(1, len(rates)))
+            row[rates.index(cell["rate"]) if rates else 0] = _nm_figure(cell)
+        header = ["shape", *[f"{100 * rate:g} % fire" for rate in rates]] if rates else ["shape", "ms"]
+        tables.append(f"{title}:\n\n" + _table(header, [[shape, *row] for shape, row in rows.items()]))
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    smallest = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["goals"]["smallest_ratio"].items())
+    return "\n\n".join([*tables, f"{_NM_LEGEND} {threads}. Smallest ratios: {smallest}."])
+
+
+def _nm_shape(cell: dict[str, Any]) -> str:
+    shape = cell["shape"]
+    if len(shape) == 8:
+        batch, channels, height, width, outputs, kernel, stride, _ = shape
+        by = f", stride {stride}" if stride > 1 else ""
+        return f"{batch} x {channels} x {height} x {width}, {kernel} x {kernel} to {outputs}{by}"
+    return " x ".join(map(str, shape)) + (f", {cell['pattern']}" if cell["part"] == "patterns" else "")
+
+
+def _nm_figure(cell: dict[str, Any]) -> str:
+    entry = cell.get("contenders", {}).get("snn_core", {})
+    if "ms" not in entry:
+        return _reason([cell if "contenders" not in cell else entry])
+    ratio = cell["ratio"]
+    shown = ("dense bfloat16", "dense bfloat16, with packing") if cell["rate"] is not None else ("dense",)
+    figures = ", ".join(f"{ratio[kind]:.2f}" for kind in shown if kind in ratio)
+    return f"{entry['ms']:.3g} ({figures})"
+
+
 #: Block name in README -> result file and how it is shown.
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pruning": ("pruning_nmnist.json", pruning),
@@ -224,6 +277,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "lif": ("lif_cpu.json", lif),
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
     "accelerate": ("accelerate_cpu.json", accelerate),
+    "nm-matmul": ("nm_matmul_cpu.json", nm_matmul),
     "gpu": ("gpu_nvidia_h200.json", gpu),
 }
 

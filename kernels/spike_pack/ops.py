@@ -46,9 +46,7 @@ LIBRARY.define(
 
 
 def _extents(bits: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[Any]:
-    return [
-        (bits.shape[1 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2)
-    ]
+    return [(bits.shape[1 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2)]
 
 
 @torch.library.register_fake("snn_core::spike_im2col", lib=LIBRARY)
