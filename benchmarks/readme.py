@@ -226,9 +226,9 @@ _NM_PARTS = {
 }
 _NM_LEGEND = (
     "Milliseconds of `nm_matmul` or `nm_conv2d` on packed spikes with bfloat16 values, result in float32; in brackets, "
-    "how many times as long oneDNN's dense bfloat16 product takes (the faster of torch's call and one with a pre-packed "
-    "weight), and the same with the packing of float32 spikes included. For dense activations: how many times as long "
-    "the fastest dense product takes, of any type."
+    "how many times as long oneDNN's dense bfloat16 product takes (the faster of torch's call and one with a weight in "
+    "oneDNN's own order), and the same with the packing of float32 spikes included. For dense activations: how many "
+    "times as long the fastest dense product takes, of any type."
 )
 
 
