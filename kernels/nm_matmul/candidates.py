@@ -130,8 +130,8 @@ class Problem:
             raise ArgumentError(f"out_dtype is {out_dtype}; allowed: {', '.join(map(str, OUT_DTYPES))}")
         image, steps = self.convolution is not None, self.lead_shape[0]
         if v0 is not None:
-            v0 = v0.movedim(-3, -1).flatten(0, -4) if image else v0.reshape(-1, 1, 1, v0.shape[-1])
-            v0 = v0.contiguous()
+            rows = v0.movedim(-3, -1) if image else v0
+            v0 = rows.reshape(-1, *(rows.shape[-3:] if image else (1, 1, rows.shape[-1]))).contiguous()
         arguments = (steps, v0, neuron["tau"], neuron["v_threshold"], neuron["v_reset"], neuron["decay_input"], packed)
         s, v_last = torch.ops.snn_core.nm_spikes_lif(*self._spikes_arguments(), *arguments, out_dtype, 0)
         after_time = self.lead_shape[1:]
