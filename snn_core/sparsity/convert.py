@@ -26,9 +26,12 @@ from snn_core.sparsity.masked import MaskedLayer, NMConv2d, NMLinear
 KNOWN_PATTERNS = tuple(NMPattern.parse(text) for text in ("1:32", "1:16", "1:8", "2:16", "1:4", "2:8", "2:4", "4:8"))
 
 
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
 @dataclass(frozen=True)
 class LayerPlan:
-    """What :func:`compress` does with one Linear or Conv2d layer.
+    """What :func:`compress` does with one Linear, Conv1d or Conv2d layer.
 
     Attributes:
         name: as in ``model.named_modules()``.
@@ -50,13 +53,13 @@ def plan_compression(
     patterns: Mapping[str, NMPattern | str] | NMPattern | str | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> list[LayerPlan]:
-    """Every Linear and Conv2d layer of ``model`` and what :func:`compress` would do with it; arguments as there."""
+    """What :func:`compress` would do with every Linear, Conv1d and Conv2d layer of ``model``; arguments as there."""
     masks = masks or {}
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, PRUNABLE)]
     for argument, named in (("patterns", patterns if isinstance(patterns, Mapping) else ()), ("masks", masks)):
         unknown = sorted(set(named) - {name for name, _ in layers})
         if unknown:
-            raise ArgumentError(f"{argument}: the model has no Linear or Conv2d layer {unknown[0]!r}")
+            raise ArgumentError(f"{argument}: the model has no Linear, Conv1d or Conv2d layer {unknown[0]!r}")
     plans = []
     for name, module in layers:
         pattern, reason = None, _obstacle(module)
@@ -65,7 +68,7 @@ def plan_compression(
             reason = "not among the patterns"
         if not reason:
             pattern, reason = _pattern_of(module, asked, masks.get(name))
-        if reason and isinstance(patterns, Mapping) and asked is not None:
+        if reason and isinstance(patterns, Mapping) and asked is not None and not isinstance(module, nn.Conv1d):
             raise ArgumentError(f"patterns: layer {name!r} cannot be compressed to {asked}: {reason}")
         plans.append(LayerPlan(name, type(module).__name__, _shape(module), pattern, reason))
     return plans
@@ -90,7 +93,7 @@ def compress(
         model: any module: what ``snn prune`` trained, a model of :class:`NMLinear` layers, or a layer alone. Without
             pruners attached (``pruner.finalize()`` detaches).
         patterns: layer name -> N:M of the layers to compress (``pruner.patterns``), or one pattern for every layer that
-            obeys it; by default the sparsest known pattern of each layer.
+            obeys it; by default the sparsest known pattern of each layer. A Conv1d among them stays dense.
         masks: layer name -> boolean mask of the kept weights (``pruner.masks``); by default the non-zero ones.
         dtype: of the stored values: bfloat16, float16, or int8 and float8_e4m3fn with a scale for each output channel;
             by default that of the weights.
@@ -177,6 +180,24 @@ def make_nm(
             or no layer at all (the message says why, layer by layer).
     """
     pattern = NMPattern.parse(pattern)
+    chosen = dict.fromkeys(_layers_to_make(model, pattern, include, exclude, transposable), pattern)
+
+    def make(name: str, module: nn.Module) -> nn.Module:
+        weight = _dense_weight(module)
+        mask = transposable_mask(weight, pattern) if transposable else nm_mask_by_magnitude(weight, pattern)
+        if isinstance(module, nn.Linear):
+            return NMLinear.from_dense(module, pattern, mask)
+        assert isinstance(module, nn.Conv2d)
+        return NMConv2d.from_dense(module, pattern, mask)
+
+    masked = replace_layers(model, chosen, make, inplace=inplace)
+    return compress(masked, chosen, dtype=dtype, inplace=True) if compressed else masked
+
+
+def _layers_to_make(
+    model: nn.Module, pattern: NMPattern, include: Sequence[str] | None, exclude: Sequence[str], transposable: bool
+) -> list[str]:
+    """Names of the layers that :func:`make_nm` changes; its errors where there is none."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     for argument, globs in (("include", include or ()), ("exclude", exclude)):
         for glob in globs:
@@ -193,21 +214,11 @@ def make_nm(
             reasons[name] = _obstacle(module) or _undivided(module, pattern, transposable)
             if named and reasons[name]:
                 raise ArgumentError(f"include: layer {name!r} cannot be made {pattern}: {reasons[name]}")
-    chosen = {name: pattern for name, reason in reasons.items() if not reason}
+    chosen = [name for name, reason in reasons.items() if not reason]
     if not chosen:
         listed = "; ".join(f"{name or 'the layer'}: {reason}" for name, reason in reasons.items())
         raise ArgumentError(f"no layer can be made {pattern}: {listed or 'no Linear or Conv2d layer'}")
-
-    def make(name: str, module: nn.Module) -> nn.Module:
-        weight = _dense_weight(module)
-        mask = transposable_mask(weight, pattern) if transposable else nm_mask_by_magnitude(weight, pattern)
-        if isinstance(module, nn.Linear):
-            return NMLinear.from_dense(module, pattern, mask)
-        assert isinstance(module, nn.Conv2d)
-        return NMConv2d.from_dense(module, pattern, mask)
-
-    masked = replace_layers(model, chosen, make, inplace=inplace)
-    return compress(masked, chosen, dtype=dtype, inplace=True) if compressed else masked
+    return chosen
 
 
 def _dense_weight(module: nn.Module) -> Tensor:
@@ -222,9 +233,11 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
 
 
 def _obstacle(module: nn.Module) -> str:
-    """Why a Linear or Conv2d cannot be replaced at all; empty when it can."""
+    """Why a layer cannot be replaced at all; empty when it can."""
     weight = module._parameters.get("weight")
     forward = type(module).forward
+    if isinstance(module, nn.Conv1d):
+        return "there is no compressed Conv1d"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention uses its weight without calling it"
     if weight is None:

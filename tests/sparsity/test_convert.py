@@ -23,6 +23,7 @@ from snn_core.sparsity import (
     decompress,
     load_compressed,
     make_nm,
+    nm_mask_by_magnitude,
     plan_compression,
     read_compressed,
     save_compressed,
@@ -286,6 +287,21 @@ def test_every_flipped_byte_of_a_scaled_file_is_an_error_or_harmless(tmp_path):
             assert set(state) == set(expected)
             assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert refused > 0.95 * len(original)
+
+
+def test_one_dimensional_convolutions_stay_dense(tmp_path):
+    with seeded(0):
+        model = nn.Sequential(nn.Conv1d(8, 8, 3), nn.Linear(4, 8)).eval()
+    patterns = {"0": "2:4", "1": "1:4"}
+    masks = {name: nm_mask_by_magnitude(model.get_submodule(name).weight, text) for name, text in patterns.items()}
+    for name, mask in masks.items():
+        model.get_submodule(name).weight.data.masked_fill_(~mask, 0)
+    save_compressed(tmp_path / "m.safetensors", model, patterns, masks)
+    loaded = load_compressed(tmp_path / "m.safetensors", copy.deepcopy(model), dense=False)
+    for compressed in (compress(model, patterns, masks), loaded):
+        assert [type(layer) for layer in compressed] == [nn.Conv1d, CompressedLinear]
+        x = torch.rand(2, 8, 6, generator=generator())
+        torch.testing.assert_close(compressed(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_files_that_do_not_fit_compressed_models(tmp_path):
