@@ -15,7 +15,6 @@
 #include "nm_matmul/nm_engine.h"
 
 namespace snn_core {
-namespace {
 
 constexpr int64_t kGrainElements = 1 << 15;  // below which a thread is not worth waking
 
@@ -51,6 +50,8 @@ Tensor nm_decompress(Tensor values, Tensor indices, int64_t n, int64_t m, int64_
   });
   return out;
 }
+
+namespace {
 
 // What a block keeps first: its mask, or non-zeros, then negative zeros. NaN is no zero.
 template <class T>

@@ -8,6 +8,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "native/cpu_features.h"
@@ -17,12 +18,21 @@ namespace snn_core {
 const NMPanelKernel& nm_panel() { SNN_PICK_VBMI(nm_panel) }
 const NMEventKernel& nm_event() { SNN_PICK_VBMI(nm_event) }
 
+const NMKernel* nm_kernel(int path, const NMWeight& w) {
+  const auto lookup = []() -> const NMKernel& { SNN_PICK_VBMI(nm_lookup) };
+  const auto few_rows = []() -> const NMKernel& { SNN_PICK_VBMI(nm_few_rows) };
+  const auto kept = []() -> const NMKernel& { SNN_PICK_VBMI(nm_kept) };
+  const NMKernel& kernel = path == kNMLookup ? lookup() : path == kNMFewRows ? few_rows() : kept();
+  return kernel.run != nullptr && kernel.takes(w) ? &kernel : nullptr;
+}
+
 namespace {
 
 constexpr int64_t kWaveBytes = 32 << 20;    // of prepared spikes, at most (but one block at least)
 constexpr int64_t kPanelBytes = 512 << 10;  // of a decoded chunk: half an L2 cache
 constexpr int64_t kTasks = 32;              // what large problems are cut into at least
 constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel pays
+constexpr int64_t kRangeOutputs = 64;       // of a task of the other paths
 constexpr int64_t kGrainWork = 1 << 20;     // weights touched below which a thread is not worth waking
 
 struct FreeDeleter {
@@ -116,7 +126,12 @@ class Engine {
  private:
   static const NMKernel* kernel_of(const NMProblem& problem) {
     if (problem.path == kNMEvent) return nullptr;
-    throw std::runtime_error("nm_matmul: path is not there");
+    const NMKernel* const kernel = nm_kernel(problem.path, problem.weight);
+    if (kernel == nullptr) {
+      throw std::runtime_error("nm_matmul: path " + std::to_string(problem.path) +
+                               " does not take this weight on this machine");
+    }
+    return kernel;
   }
 
   NMBlock block(int64_t index) const {
@@ -132,10 +147,11 @@ class Engine {
       for (int64_t i = b; i < e; ++i) prepare(windows, block(first_block + i), prepared_[i]);
     });
     const int64_t outputs = w_.outputs / p_.groups, first_output = group * outputs;
-    const int64_t width = 2 * kPanelPairs * lanes_;
+    const int64_t width = kernel_ == nullptr ? 2 * kPanelPairs * lanes_ : kRangeOutputs;
     const int64_t ranges = divide_up(outputs, width);
     const int64_t shares = std::clamp<int64_t>(
-        std::min(divide_up(kTasks, ranges), divide_up(rows, kGroupRows)), 1, blocks);
+        std::min(divide_up(kTasks, ranges), divide_up(rows, kernel_ == nullptr ? kGroupRows : kNMBlockRows)), 1,
+        blocks);
     const int64_t share = divide_up(blocks, shares);
     const int64_t work = std::max<int64_t>(1, share * (rows / blocks) * k * std::min(outputs, width) / 16);
     torch::stable::parallel_for(0, ranges * shares, std::max<int64_t>(1, kGrainWork / work), [&](int64_t b, int64_t e) {
@@ -143,24 +159,28 @@ class Engine {
         const int64_t first = task / shares * width, begin = task % shares * share;
         const int64_t last = std::min(first + width, outputs);
         if (begin >= blocks) continue;
-        run_events(first_output + first, first_output + last, first_block, begin, std::min(begin + share, blocks));
+        const int64_t end = std::min(begin + share, blocks);
+        if (kernel_ == nullptr) {
+          run_events(first_output + first, first_output + last, first_block, begin, end);
+        } else {
+          run_path(first_output + first, first_output + last, first_block, begin, end);
+        }
       }
     });
   }
 
   void prepare(const SpikeWindows& windows, const NMBlock& block, Prepared& out) const {
-    const int64_t rows = block.rows(), count = chunks_.count(), bytes = windows.row_bytes();
-    auto* const row_bytes = static_cast<uint8_t*>(nm_scratch(kPanelScratch, bytes + 64));
+    kernel_ == nullptr ? prepare_lists(windows, block, out) : prepare_bytes(windows, block, out);
+  }
+
+  void prepare_lists(const SpikeWindows& windows, const NMBlock& block, Prepared& out) const {
+    const int64_t rows = block.rows(), count = chunks_.count();
+    auto* const buffer = static_cast<uint8_t*>(nm_scratch(kPanelScratch, windows.row_bytes()));
     auto* const list = static_cast<uint16_t*>(nm_scratch(kSumScratch, 2 * (rows * (w_.k() + 8) + kSpikeSlack)));
     out.offset.resize(rows * count + 1);
     int64_t size = 0;
     for (int64_t i = 0; i < rows; ++i) {
-      const uint8_t* row = row_bytes;
-      if (windows.direct()) {
-        row = windows.direct_row(block.row(i));
-      } else {
-        windows.gather(block.row(i), row_bytes);
-      }
+      const uint8_t* const row = windows.row(block.row(i), buffer);
       for (int64_t c = 0; c < count; ++c) {
         out.offset[i * count + c] = static_cast<uint32_t>(size);
         size += nm_event().list(row, chunks_.pieces.data() + chunks_.first_piece[c],
@@ -170,6 +190,38 @@ class Engine {
     out.offset[rows * count] = static_cast<uint32_t>(size);
     out.spikes.reset(new uint16_t[size + 1]);
     std::copy_n(list, size, out.spikes.get());
+  }
+
+  void prepare_bytes(const SpikeWindows& windows, const NMBlock& block, Prepared& out) const {
+    const int64_t bytes = windows.row_bytes();
+    auto* const buffer = static_cast<uint8_t*>(nm_scratch(kPanelScratch, kNMBlockRows * bytes));
+    for (int64_t first = 0; first < block.rows(); first += kNMBlockRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kNMBlockRows, block.rows() - first));
+      for (int i = 0; i < rows; ++i) windows.gather(block.row(first + i), buffer + i * bytes);
+      kernel_->prepare(w_, buffer, bytes, rows, out.bytes + first / kNMBlockRows * nm_block_bytes(w_));
+    }
+  }
+
+  void run_path(int64_t first, int64_t last, int64_t first_block, int64_t begin, int64_t end) const {
+    const int64_t width = divide_up(last - first, kNMOutputStep) * kNMOutputStep;
+    for (int64_t i = begin; i < end; ++i) {
+      const NMBlock here = block(first_block + i);
+      float* const place = sink_.place(here, first, last);
+      float* const target =
+          place != nullptr ? place : static_cast<float*>(nm_scratch(kSumScratch, here.rows() * width * 4));
+      const int64_t ld = place != nullptr ? w_.outputs : width;
+      for (int64_t row = 0; row < here.rows(); row += kNMBlockRows) {
+        const int rows = static_cast<int>(std::min<int64_t>(kNMBlockRows, here.rows() - row));
+        kernel_->run(w_, prepared_[i].bytes + row / kNMBlockRows * nm_block_bytes(w_), rows, first, last,
+                     target + row * ld - first, ld);
+      }
+      if (place == nullptr && last - first < width) {  // the sink may read whole vectors
+        for (int64_t row = 0; row < here.rows(); ++row) {
+          std::fill(target + row * ld + (last - first), target + (row + 1) * ld, 0.0f);
+        }
+      }
+      finish(here, first, last, target, ld);
+    }
   }
 
   // Outputs first <= o < last of blocks begin <= b < end of the wave.

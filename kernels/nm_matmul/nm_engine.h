@@ -16,6 +16,8 @@ namespace snn_core {
 
 const NMPanelKernel& nm_panel();
 const NMEventKernel& nm_event();
+// The kernel of a path other than the event path, or null where this instruction set has none for this weight.
+const NMKernel* nm_kernel(int path, const NMWeight& w);
 
 // Memory of the calling thread, aligned to 64 bytes, kept for its next call; `slot` tells apart what is used at once.
 enum NMScratch { kPanelScratch, kSumScratch, kLifScratch, kScratchCount };
@@ -46,7 +48,7 @@ struct NMProblem {
   int64_t groups;
   int64_t steps;       // rows of a position that a block must hold together
   const float *scale, *bias;
-  int path;            // NMPath
+  int path;            // NMPath, not automatic
 };
 
 // The share of set bits, 0 to 1.

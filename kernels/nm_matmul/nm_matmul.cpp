@@ -19,6 +19,18 @@
 namespace snn_core {
 namespace {
 
+constexpr int64_t kEventRows = 16;    // fewer do not pay for decoding the weight
+constexpr double kEventRate = 0.125;  // above it lookups are faster than adding a row for each spike
+
+// What was fastest on the machine of docs/notes/nm_matmul.md.
+int automatic_path(const NMProblem& problem) {
+  const NMWeight& w = problem.weight;
+  const int64_t rows = problem.windows.rows();
+  if (rows < kEventRows && nm_kernel(kNMFewRows, w) != nullptr) return kNMFewRows;
+  if (nm_kernel(kNMLookup, w) == nullptr || nm_firing_rate(problem.windows) <= kEventRate) return kNMEvent;
+  return kNMLookup;
+}
+
 // The arguments that nm_spikes and nm_spikes_lif have in common.
 struct SpikeArguments {
   Tensor bits;
@@ -48,7 +60,7 @@ struct SpikeArguments {
                       output_vector(bias, outputs, "bias"),
                       static_cast<int>(path)};
     require_nm(same_device(values, bits), "values is not on the device of bits");
-    if (problem.path == kNMAutomatic) problem.path = kNMEvent;
+    if (problem.path == kNMAutomatic) problem.path = automatic_path(problem);
     return problem;
   }
 };

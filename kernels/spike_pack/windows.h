@@ -79,6 +79,13 @@ struct SpikeWindows {
     return pixel(b, rest / out_w * step_h, rest % out_w * step_w);
   }
 
+  // Row r where it lies, or gathered in `buffer`.
+  const uint8_t* row(int64_t r, uint8_t* buffer) const {
+    if (direct()) return direct_row(r);
+    gather(r, buffer);
+    return buffer;
+  }
+
   // The bytes under window r, kernel position by kernel position.
   void gather(int64_t r, uint8_t* out) const {
     const int64_t b = r / pixels(), rest = r % pixels();
