@@ -20,6 +20,7 @@ from pathlib import Path
 import source_tree
 import torch
 from gpu_common import Report, Suite, release, usable
+from gpu_matmul import matmul
 from gpu_measure import grid, launches, lif, memory, open_neuromorphic, training_step
 from lif_contenders import version
 from measure import copy_seconds, random_inputs
@@ -115,7 +116,7 @@ def tests(suite: Suite) -> Report:
     """The tests that need a GPU, where pytest is installed. The others are for a machine that builds the rest."""
     if not importlib.util.find_spec("pytest"):
         return {"skipped": "pytest is not installed"}
-    files = {"test_lif_cuda.py": ["-k", "not emulated"], "test_triton_cuda.py": []}
+    files = {"test_lif_cuda.py": ["-k", "not emulated"], "test_triton_cuda.py": [], "test_nm_triton_cuda.py": []}
     report: Report = {}
     for name, options in files.items():
         command = [*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--noconftest", *options,
@@ -166,8 +167,8 @@ def sanitizer(suite: Suite) -> Report:
 
 PARTS: dict[str, Callable[[Suite], Report]] = {
     part.__name__: part
-    for part in (environment, build, check, lif, tests, sanitizer, memory, launches, open_neuromorphic, training_step,
-                 grid)
+    for part in (environment, build, check, lif, matmul, tests, sanitizer, memory, launches, open_neuromorphic,
+                 training_step, grid)
 }  # fmt: skip
 
 

@@ -34,8 +34,8 @@ ROOT = source_tree.ROOT
 Report = dict[str, Any]
 #: The parts in their order, and the seconds that each may take; the last one may take what is left, too.
 SHARES = {
-    "environment": 30, "build": 100, "check": 70, "lif": 90, "tests": 50, "sanitizer": 50, "memory": 15,
-    "launches": 15, "open_neuromorphic": 30, "training_step": 15, "grid": 50,
+    "environment": 30, "build": 100, "check": 60, "lif": 75, "matmul": 60, "tests": 50, "sanitizer": 50, "memory": 15,
+    "launches": 15, "open_neuromorphic": 30, "training_step": 15, "grid": 20,
 }  # fmt: skip
 #: Needed in every run, though they were done in an earlier one: a machine may be new.
 ALWAYS = ("environment", "build")
@@ -135,7 +135,7 @@ def run(names: list[str], report: Report, path: Path, ends: float, command: Call
             save(report, path)
             continue
         # Cells of the grid that were measured are not measured again.
-        before = {"cells": report.get(name, {}).get("cells", [])} if name in ("lif", "grid") else {}
+        before = {"cells": report.get(name, {}).get("cells", [])} if name in ("lif", "matmul", "grid") else {}
 
         def changed(entry: Report, name: str = name) -> None:
             report[name] = entry

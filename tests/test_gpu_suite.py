@@ -47,6 +47,8 @@ def test_parts_of_the_gpu_suite(tmp_path: Path) -> None:
     assert "plain loop" in [cell["contender"] for cell in report["memory"]["cells"]]
     assert report["grid"]["cells"][0]["contenders"]["snn_core reference"]["both_ms"] > 0
     assert report["open_neuromorphic"]["contenders"]["plain loop"]["both_ms"] > 0
+    assert [cell["part"] for cell in report["matmul"]["cells"]] == ["dense", "linear", "conv"]
+    assert all(cell["contenders"]["snn_core"]["ms"] > 0 for cell in report["matmul"]["cells"])
 
 
 def test_gpu_suite_reports_wrong_results() -> None:
