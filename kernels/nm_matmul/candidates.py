@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from snn_core.kernels.native import (
 )
 from snn_core.kernels.nm_compress.compressed import CompressedNM
 from snn_core.kernels.nm_matmul import reference
-from snn_core.kernels.nm_matmul.dispatch import Candidate, choose, log_class
+from snn_core.kernels.nm_matmul.dispatch import Candidate, choose, log_class, remembered
 from snn_core.kernels.nm_matmul.operands import OUT_DTYPES, Pair, Weight
 from snn_core.kernels.nm_matmul.schema import CPU_PATHS, CUDA_PATHS, output_size
 from snn_core.kernels.spike_pack.packed import PackedSpikes
@@ -35,6 +36,8 @@ MORE_BACKENDS = ("dense", "torch")
 FEW_ROWS = 64
 #: Firing rates below are one class.
 MIN_RATE = 1 / 1024
+#: Bytes of spikes from which on the firing rate is asked for.
+COUNTED_BYTES = 8192
 _LINEAR = ((1, 1), (0, 0), (1, 1), 1)
 
 
@@ -58,39 +61,35 @@ class Explanation:
         return f"{self.taken} ({self.why}{': ' + times if times else ''})"
 
 
-@dataclass(frozen=True)
 class Problem:
-    """A product or, with ``convolution`` (stride, padding, dilation, groups), a convolution; arguments are checked."""
+    """A product or, with ``convolution`` (stride, padding, dilation, groups), a convolution; arguments are checked.
 
-    x: Tensor | PackedSpikes
-    weight: Weight
-    out_dtype: torch.dtype
-    convolution: tuple[Pair, Pair, Pair, int] | None = None
+    Attributes:
+        x, weight, out_dtype, convolution: the arguments.
+        device: of all tensors.
+        lead_shape: dimensions of ``x`` before K, or before C, H, W.
+        output_shape: ``[..., O]`` or ``[..., O, OH, OW]``.
+        rows: of the matrix product.
+        spiking: whether ``x`` is packed spikes.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Of all tensors."""
-        return self.weight.values.device
-
-    @property
-    def lead_shape(self) -> tuple[int, ...]:
-        """Dimensions of ``x`` before K, or before C, H, W."""
-        return tuple(self.x.shape[: -1 if self.convolution is None else -3])
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """``[..., O]`` or ``[..., O, OH, OW]``."""
-        return (*self.lead_shape, self.weight.shape[0], *self._window_count())
-
-    @property
-    def rows(self) -> int:
-        """Rows of the matrix product."""
-        return math.prod(self.lead_shape) * math.prod(self._window_count())
-
-    def _window_count(self) -> list[int]:
-        if self.convolution is None:
-            return []
-        return output_size(self.x.shape[-2:], self.weight.shape[2:], *self.convolution[:3])
+    def __init__(
+        self,
+        x: Tensor | PackedSpikes,
+        weight: Weight,
+        out_dtype: torch.dtype,
+        convolution: tuple[Pair, Pair, Pair, int] | None = None,
+    ) -> None:
+        self.x, self.weight, self.out_dtype, self.convolution = x, weight, out_dtype, convolution
+        self.device = weight.values.device
+        self.spiking = isinstance(x, PackedSpikes)
+        shape = tuple(x.shape)
+        windows: list[int] = []
+        if convolution is not None:
+            windows = output_size(shape[-2:], weight.shape[2:], *convolution[:3])
+        self.lead_shape = shape[: -1 if convolution is None else -3]
+        self.output_shape = (*self.lead_shape, weight.shape[0], *windows)
+        self.rows = math.prod(self.lead_shape) * math.prod(windows)
 
     # Spikes -----------------------------------------------------------------------------------------------------------
 
@@ -99,7 +98,7 @@ class Problem:
         groups = 1 if self.convolution is None else self.convolution[3]
         bytewise = groups == 1 or self.weight.shape[1] % 8 == 0
         native = self.weight.dtype != torch.float64 and self.out_dtype in OUT_DTYPES
-        return isinstance(self.x, PackedSpikes) and bytewise and native
+        return self.spiking and bytewise and native
 
     def _spikes_arguments(self) -> tuple[Any, ...]:
         assert isinstance(self.x, PackedSpikes)
@@ -184,6 +183,27 @@ class Problem:
         operator = getattr(torch.ops.snn_core, f"nm_dense{suffix}")
         return operator(x, *self.weight.arguments, path).view(self.output_shape)
 
+    def torch_products(self) -> dict[str, Callable[[], Tensor]]:
+        """torch's own semi-structured products of dense activations, where they run."""
+        if self.device.type != "cuda" or not self.takes_dense():
+            return {}
+        from snn_core.kernels.nm_matmul.torch_sparse import torch_candidates
+
+        assert isinstance(self.x, Tensor)
+        return dict(torch_candidates(self.x, self.weight.source, self.weight.bias))
+
+    def run(self, name: str) -> Tensor:
+        """By ``backend`` or ``backend:path``, one of :func:`_names`."""
+        backend, _, path = name.partition(":")
+        if backend in ("cpp", "cuda"):
+            number = (CPU_PATHS if backend == "cpp" else CUDA_PATHS).get(path, 0)
+            return self.run_spikes(number) if self.spiking else self.run_compressed(number)
+        if backend == "triton":
+            return self.run_compressed(0, "_triton")
+        if backend == "torch":
+            return self.torch_products()[path]()
+        return self.run_dense() if backend == "dense" else self.run_reference()
+
 
 def decompress(weight: Tensor | CompressedNM, dtype: torch.dtype) -> Tensor:
     """The dense weight of its own shape in ``dtype``, by the native operator where it is there."""
@@ -198,52 +218,48 @@ def decompress(weight: Tensor | CompressedNM, dtype: torch.dtype) -> Tensor:
     return matrix if len(shape) == 2 else matrix.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
-def _candidates(problem: Problem) -> dict[str, list[Candidate]]:
-    """By backend; the first of the first that is there is the default where nothing may be measured."""
-    found: dict[str, list[Candidate]] = {}
-
-    def add(backend: str, path: str, run: Callable[[], Tensor]) -> None:
-        found.setdefault(backend, []).append(Candidate(f"{backend}:{path}" if path else backend, run))
-
-    native, pattern = native_backend(problem.device), problem.weight.pattern
+def _names(problem: Problem, wanted: str) -> tuple[str, ...]:
+    """What can be taken, as ``backend`` or ``backend:path``; the first is the default where nothing may be measured."""
+    native, found = native_backend(problem.device), []
     if native is not None and problem.takes_spikes():
-        add(native, "", lambda: problem.run_spikes(0))
+        found.append(native)
         if native == "cpp":
-            for path in _cpu_spike_paths(problem):
-                add(native, path, lambda path=path: problem.run_spikes(CPU_PATHS[path]))  # type: ignore[misc]
-    if native is not None and problem.takes_dense():
-        add(native, "", lambda: problem.run_compressed(0))
-        if native == "cuda" and problem.rows <= FEW_ROWS:
-            add(native, "few_rows", lambda: problem.run_compressed(CUDA_PATHS["few_rows"]))
-        if native == "cuda" and pattern is not None and str(pattern) == "2:4":
-            for path in ("mma_sp", "wgmma_sp"):
-                add(native, path, lambda path=path: problem.run_compressed(CUDA_PATHS[path]))  # type: ignore[misc]
-    if problem.takes_dense() and triton_runs_on(problem.device):
-        from snn_core.kernels.nm_matmul.triton import why_not
-
-        if pattern is not None and not why_not(pattern.n, pattern.m):
-            add("triton", "", lambda: problem.run_compressed(0, "_triton"))
-    x = problem.x
-    if problem.device.type == "cuda" and problem.takes_dense() and isinstance(x, Tensor):
-        from snn_core.kernels.nm_matmul.torch_sparse import torch_candidates
-
-        for path, run in torch_candidates(x, problem.weight.source, problem.weight.bias):
-            add("torch", path, run)
-    add("dense", "", problem.run_dense)
-    add("reference", "", problem.run_reference)
-    return found
+            found += [f"cpp:{path}" for path in _cpu_spike_paths(problem)]
+    if problem.takes_dense():
+        found += _compressed_names(problem, native)
+    # The reference is there for what nothing else takes; it is never faster than "dense".
+    found += ["dense"] if wanted == "auto" else ["dense", "reference"]
+    if wanted != "auto":
+        return tuple(name for name in found if name.split(":")[0] == wanted)
+    return ("reference",) if torch.float64 in (problem.out_dtype, problem.weight.dtype) else tuple(found)
 
 
 def _cpu_spike_paths(problem: Problem) -> list[str]:
     pattern = problem.weight.pattern
     paths = ["event"]
-    if pattern is None or str(pattern) in ("2:4", "1:4"):
+    if pattern is None or (pattern.m == 4 and pattern.n <= 2):
         paths.append("lookup")
     if pattern is not None and problem.rows <= FEW_ROWS:
         paths.append("few_rows")
     if pattern is not None and pattern.density <= 1 / 8:
         paths.append("kept")
     return paths
+
+
+def _compressed_names(problem: Problem, native: str | None) -> list[str]:
+    """Of ``nm_dense`` and torch's own products."""
+    pattern, found = problem.weight.pattern, []
+    assert pattern is not None
+    if native is not None:
+        found.append(native)
+    if native == "cuda":
+        found += ["cuda:few_rows"] if problem.rows <= FEW_ROWS else []
+        found += ["cuda:mma_sp", "cuda:wgmma_sp"] if (pattern.n, pattern.m) == (2, 4) else []
+    if triton_runs_on(problem.device):
+        from snn_core.kernels.nm_matmul.triton import why_not
+
+        found += [] if why_not(pattern.n, pattern.m) else ["triton"]
+    return [*found, *(f"torch:{path}" for path in problem.torch_products())]
 
 
 def solve(problem: Problem, backend: str) -> tuple[Tensor, Explanation]:
@@ -254,37 +270,28 @@ def solve(problem: Problem, backend: str) -> tuple[Tensor, Explanation]:
         BackendUnavailableError: the named backend cannot run here or on these arguments.
     """
     wanted = wanted_backend(backend, (*BACKENDS, *MORE_BACKENDS))
-    found = _candidates(problem)
-    if wanted != "auto":
-        if wanted not in found:
-            raise BackendUnavailableError(_why_not(wanted, problem))
-        candidates = found[wanted]
-    else:
-        # The reference is there for what nothing else takes; it is never faster than "dense".
-        candidates = [one for name, group in found.items() if name != "reference" for one in group]
-        if torch.float64 in (problem.out_dtype, problem.weight.dtype):
-            candidates = found["reference"]
-    if len(candidates) == 1:
-        return _result(candidates[0]), Explanation(candidates[0].name, "only")
+    names = _names(problem, wanted)
+    if not names:
+        raise BackendUnavailableError(_why_not(wanted, problem))
+    if len(names) == 1:
+        return problem.run(names[0]), Explanation(names[0], "only")
     if torch.compiler.is_compiling():  # the key would hold symbols
-        return _result(candidates[0]), Explanation(candidates[0].name, "heuristic")
-    choice = choose(_key(problem, wanted), candidates, candidates[0].name)
-    taken = next(one for one in candidates if one.name == choice.name)
-    return _result(taken), Explanation(choice.name, choice.why, choice.seconds)
-
-
-def _result(candidate: Candidate) -> Tensor:
-    y = candidate.run()
-    assert isinstance(y, Tensor)
-    return y
+        return problem.run(names[0]), Explanation(names[0], "heuristic")
+    key = _key(problem, wanted)
+    choice = remembered(key, names)  # without the calls that a measurement would take: this is paid every time
+    if choice is None:
+        candidates = [Candidate(name, functools.partial(problem.run, name)) for name in names]
+        choice = choose(key, candidates, names[0])
+    return problem.run(choice.name), Explanation(choice.name, choice.why, choice.seconds)
 
 
 def _key(problem: Problem, wanted: str) -> tuple[Any, ...]:
     """What a measurement holds for."""
     x, weight = problem.x, problem.weight
     if isinstance(x, PackedSpikes):
-        # Tensor cores do not care for the rate, and asking for it would wait for the device.
-        asks = problem.device.type == "cpu" and not torch.compiler.is_compiling()
+        # Tensor cores do not care for the rate, and asking for it would wait for the device; for a few spikes counting
+        # takes longer than the product.
+        asks = problem.device.type == "cpu" and x.bits.numel() >= COUNTED_BYTES
         form = f"spikes 2^{log_class(max(x.firing_rate, MIN_RATE))}" if asks else "spikes"
     else:
         form = str(x.dtype)
@@ -296,6 +303,7 @@ def _key(problem: Problem, wanted: str) -> tuple[Any, ...]:
 
 
 def _why_not(wanted: str, problem: Problem) -> str:
+    """Why a backend asked for by name takes no part."""
     kind = "packed spikes" if isinstance(problem.x, PackedSpikes) else f"{problem.x.dtype} activations"
     pattern = problem.weight.pattern or "dense"
     form = "convolution" if problem.convolution is not None else "product"

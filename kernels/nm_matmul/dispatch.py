@@ -115,6 +115,13 @@ def choose(key: tuple[Any, ...], candidates: Sequence[Candidate], default: str) 
     return _measured(place, candidates, default)
 
 
+def remembered(key: tuple[Any, ...], names: tuple[str, ...]) -> Choice | None:
+    """What :func:`choose` would answer from memory for candidates of these names; None where it has to look further."""
+    if _mode() == "off" or torch.are_deterministic_algorithms_enabled():
+        return None
+    return _MEMORY.get((*key, torch.get_num_threads(), *names))
+
+
 def dispatch_file() -> Path:
     """The cache file: SNN_DISPATCH_FILE, else ``dispatch.json`` in the cache folder."""
     configured = os.environ.get(FILE_VARIABLE)
