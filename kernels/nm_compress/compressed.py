@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from snn_core.errors import ArgumentError
-from snn_core.kernels.nm_compress.packing import pack_bits, packed_size, unpack_bits
-from snn_core.kernels.nm_compress.pattern import NMPattern, check_nm, from_blocks, to_blocks
+from snn_core.kernels.nm_compress import ops, reference
+from snn_core.kernels.nm_compress.packing import packed_size
+from snn_core.kernels.nm_compress.pattern import NMPattern, from_blocks, to_blocks
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 #: 8-bit values mean something with a scale only; the largest magnitude that each can hold.
@@ -101,7 +102,12 @@ class CompressedNM:
 
     @classmethod
     def from_dense(
-        cls, weight: torch.Tensor, pattern: NMPattern | str = "2:4", mask: torch.Tensor | None = None
+        cls,
+        weight: torch.Tensor,
+        pattern: NMPattern | str = "2:4",
+        mask: torch.Tensor | None = None,
+        *,
+        backend: str = "auto",
     ) -> CompressedNM:
         """Compress a dense weight.
 
@@ -110,10 +116,12 @@ class CompressedNM:
             pattern: N:M.
             mask: boolean of the same shape: the kept positions; weights outside it are dropped. Without it, all
                 non-zero weights are kept, and negative zeros wherever a block has room.
+            backend: ``auto``, ``cpp`` (CPU), ``cuda``, ``triton`` or ``reference``; all give the same bits.
 
         Raises:
             ArgumentError: the shape cannot be blocked, the mask has another shape or dtype, or a block holds more
                 than N weights (the message says how many blocks do).
+            BackendUnavailableError: the backend asked for cannot run here.
         """
         pattern = NMPattern.parse(pattern)
         weight = weight.detach()
@@ -123,51 +131,44 @@ class CompressedNM:
             raise ArgumentError(
                 f"mask: expected bool {list(weight.shape)} like the weight, got {mask.dtype} {list(mask.shape)}"
             )
-        violations = check_nm(weight if mask is None else mask, pattern)
-        if violations:
-            total = weight.numel() // pattern.m
+        rows = weight.shape[0] if weight.ndim else 0
+        matrices = [
+            None if tensor is None else to_blocks(tensor, pattern.m).reshape(rows, -1 if rows else 0).contiguous()
+            for tensor in (weight, mask)
+        ]
+        assert matrices[0] is not None
+        values, indices, violations = ops.compress(matrices[0], matrices[1], pattern, backend)
+        if violations.item():
             source = "weight" if mask is None else "mask"
-            raise ArgumentError(f"{source} breaks the {pattern} pattern: {violations} of {total} blocks keep too many")
-        blocks = to_blocks(weight, pattern.m).reshape(-1, pattern.m)
-        if mask is None:
-            # Non-zeros first, then negative zeros, so that the round trip keeps their sign where there is room.
-            rank = (blocks != 0).to(torch.int8) * 2 + ((blocks == 0) & torch.signbit(blocks)).to(torch.int8)
-        else:
-            rank = to_blocks(mask, pattern.m).reshape(-1, pattern.m).to(torch.int8)
-            blocks = torch.where(rank > 0, blocks, torch.zeros_like(blocks))
-        order = rank.sort(dim=1, descending=True, stable=True).indices
-        positions = order[:, : pattern.n].sort(dim=1).values
-        values = blocks.gather(1, positions).contiguous()
-        indices = pack_bits(positions.reshape(-1), pattern.index_bits)
+            raise ArgumentError(
+                f"{source} breaks the {pattern} pattern: {violations.item()} of {len(values)} blocks keep too many"
+            )
         return cls._of_checked_parts(values, indices, tuple(weight.shape), pattern, None)
 
     def positions(self) -> torch.Tensor:
         """Positions of the values in their blocks: int64 ``[blocks, N]``, ascending in each row."""
-        count = self.num_blocks * self.pattern.n
-        return unpack_bits(self.indices, self.pattern.index_bits, count).view(-1, self.pattern.n)
+        return reference.positions(self.indices, self.pattern, self.num_blocks)
 
     def mask(self) -> torch.Tensor:
         """Boolean mask of ``shape``: the stored positions, exactly N in each block."""
         blocks = torch.zeros(self.num_blocks, self.pattern.m, dtype=torch.bool, device=self.device)
         return from_blocks(blocks.scatter_(1, self.positions(), True), self.shape)
 
-    def to_dense(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def to_dense(self, dtype: torch.dtype | None = None, *, backend: str = "auto") -> torch.Tensor:
         """The dense weight of ``shape``: dropped entries are +0, kept ones bit for bit those that were compressed.
 
         Args:
             dtype: of the result; by default that of the values, or float32 where a scale or 8-bit values are there.
                 The product with the scale is formed in float32.
+            backend: as in :meth:`from_dense`.
         """
-        values = self.values
-        if self.scale is not None:
-            scaled = values.to(torch.float32).view(self.shape[0], -1) * self.scale[:, None]
-            values = scaled.view(values.shape)
-        elif values.dtype in QUANTIZED_LIMITS:
-            values = values.to(torch.float32)
-        blocks = values.new_zeros(self.num_blocks, self.pattern.m)
-        blocks.scatter_(1, self.positions(), values)
-        dense = from_blocks(blocks, self.shape)
-        return dense if dtype is None else dense.to(dtype)
+        if dtype is None:
+            eight_bit = self.scale is not None or self.values.dtype in QUANTIZED_LIMITS
+            dtype = torch.float32 if eight_bit else self.values.dtype
+        matrix = ops.decompress(self.values, self.indices, self.pattern, self.shape[0], self.scale, dtype, backend)
+        if len(self.shape) == 2:
+            return matrix.view(self.shape)
+        return from_blocks(matrix.view(-1, self.pattern.m), self.shape)
 
     def quantize(self, dtype: torch.dtype) -> CompressedNM:
         """The weight with 8-bit values and a scale for each output channel.

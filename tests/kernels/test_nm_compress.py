@@ -5,9 +5,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from snn_core.errors import ArgumentError
+from snn_core.kernels.native import native_backend
 from snn_core.kernels.nm_compress.packing import pack_bits, packed_size, unpack_bits
 from snn_core.sparsity import CompressedNM, NMPattern, compressed_nbytes, nm_mask_by_magnitude
 
+needs_native = pytest.mark.skipif(native_backend(torch.device("cpu")) is None, reason="no native CPU library")
 SHAPES = [(3, 80), (2, 80, 3), (5, 80, 3, 2)]
 
 
@@ -47,6 +49,67 @@ def test_round_trip(shape, pattern, dtype):
     for compressed in (CompressedNM.from_dense(weight, pattern), CompressedNM.from_dense(weight, pattern, mask)):
         assert same_bits(compressed.to_dense(), weight)
         assert compressed.nbytes == compressed_nbytes(shape, pattern, weight.element_size())
+
+
+def assorted(shape, pattern, dtype):
+    """Zeros of both signs, NaN, infinities and subnormal numbers among the values, blocks of every fill up to N."""
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(shape, generator=generator)
+    special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-40, -1e-7])
+    chosen = torch.randint(0, 30, shape, generator=generator)
+    weight = torch.where(chosen < 7, special[chosen.clamp(max=6)], weight)
+    mask = nm_mask_by_magnitude(torch.rand(shape, generator=generator), pattern)
+    zeros = torch.where(torch.rand(shape, generator=generator) < 0.3, -0.0, 0.0)
+    return torch.where(mask, weight, zeros).to(dtype), mask
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(1, 240), (7, 240), (33, 240, 3, 2), (0, 240), (300, 240)])
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "1:16", "3:5", "5:6", "7:48", "4:4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_native_compression_gives_the_same_bits(shape, pattern, dtype):
+    weight, mask = assorted(shape, pattern, dtype)
+    for given in (None, mask):
+        native, plain = (CompressedNM.from_dense(weight, pattern, given, backend=name) for name in ("cpp", "reference"))
+        assert torch.equal(native.indices, plain.indices)
+        assert same_bits(native.values, plain.values)
+        dense = native.to_dense(backend="cpp")
+        assert dense.is_contiguous()
+        assert same_bits(dense, plain.to_dense(backend="reference"))
+        assert native.shape == dense.shape == shape
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn], ids=str
+)
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16, torch.float16, None], ids=str)
+def test_native_decompression_with_a_scale_gives_the_same_bits(dtype, out_dtype):
+    compressed = CompressedNM.from_dense(pruned((6, 240, 3), "3:5")[0], "3:5")
+    scale = torch.linspace(0.01, 3, 6)
+    if dtype.itemsize == 1:
+        compressed = compressed.quantize(dtype)
+    for weight in (compressed.to(dtype=dtype), compressed.to(dtype=dtype).with_scale(scale)):
+        native, plain = (weight.to_dense(out_dtype, backend=name) for name in ("cpp", "reference"))
+        assert same_bits(native, plain)
+
+
+@needs_native
+def test_native_compression_counts_what_breaks_the_pattern():
+    weight, _ = pruned((300, 240), "2:4")
+    weight.view(-1, 4)[::1000] = 1.0
+    for backend in ("cpp", "reference"):
+        with pytest.raises(ArgumentError, match="weight breaks the 2:4 pattern: 18 of 18000 blocks"):
+            CompressedNM.from_dense(weight, "2:4", backend=backend)
+        with pytest.raises(ArgumentError, match="mask breaks the 2:4 pattern: 18 of 18000 blocks"):
+            CompressedNM.from_dense(weight, "2:4", weight == 1, backend=backend)
+
+
+@pytest.mark.parametrize("name", ["dense", "cuda", "cpp"])
+def test_the_environment_variable_does_not_keep_a_weight_from_changing_its_form(name, monkeypatch):
+    monkeypatch.setenv("SNN_BACKEND", name)
+    weight, _ = pruned((4, 16), "2:4", torch.float64)
+    assert same_bits(CompressedNM.from_dense(weight, "2:4").to_dense(), weight)
 
 
 def test_size_of_2_4_in_16_bit_is_9_16ths():
@@ -194,6 +257,7 @@ def test_repr_names_the_essentials():
             lambda w: CompressedNM.from_state_dict(valid().state_dict() | {"layout": torch.tensor([2, 4, 2, 16])}),
             "valu",
         ),
+        (lambda w: CompressedNM.from_dense(w, "2:4", backend="no-such"), "no-such"),
         (lambda w: pack_bits(torch.tensor([4]), 2), "fit|lie in"),
         (lambda w: pack_bits(torch.tensor([0]), 9), "bits"),
     ],
