@@ -23,6 +23,29 @@ def _neuron(kind: str, tau: float, detach_reset: bool, backend: str) -> SpikingN
     raise ArgumentError(f"neuron is {kind!r}; allowed: lif, plif, if")
 
 
+class FrameEncoder(nn.Module):
+    """Event counts -> input of the first layer; refuses frames of another shape. Has no parameters."""
+
+    def __init__(self, in_channels: int, input_size: Sequence[int], input_transform: str) -> None:
+        super().__init__()
+        if input_transform not in ("log1p", "none"):
+            raise ArgumentError(f"input_transform is {input_transform!r}; allowed: log1p, none")
+        self.frame = (in_channels, *input_size)
+        self.input_transform = input_transform
+
+    def forward(self, x_seq: Tensor, dtype: torch.dtype) -> Tensor:
+        """Frames ``[T, B, C, H, W]``; floating-point ones keep their dtype, counts get ``dtype``."""
+        if x_seq.ndim != 5 or tuple(x_seq.shape[2:]) != self.frame:
+            raise ArgumentError(
+                f"x_seq has shape {tuple(x_seq.shape)}; expected [T, B, {', '.join(str(side) for side in self.frame)}]"
+            )
+        x = x_seq if x_seq.is_floating_point() else x_seq.to(dtype)
+        return torch.log1p(x) if self.input_transform == "log1p" else x
+
+    def extra_repr(self) -> str:
+        return f"input_transform={self.input_transform!r}"
+
+
 class ConvBlock(nn.Module):
     """Convolution, batch norm, spiking neuron, pooling. ``[T, B, C, H, W]`` in and out."""
 
@@ -40,6 +63,10 @@ class ConvBlock(nn.Module):
         current = self.norm(self.conv(x_seq.flatten(0, 1)))
         spikes = self.neuron(current.unflatten(0, (steps, batch)))
         return self.pool(spikes.flatten(0, 1)).unflatten(0, (steps, batch))
+
+    def inference_chain(self) -> list[tuple[str, nn.Module]]:
+        """The layers in order, for :func:`snn_core.sparsity.fuse`."""
+        return [(name, getattr(self, name)) for name in ("conv", "norm", "neuron", "pool")]
 
 
 @register("conv-snn")
@@ -81,8 +108,6 @@ class ConvSNN(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if input_transform not in ("log1p", "none"):
-            raise ArgumentError(f"input_transform is {input_transform!r}; allowed: log1p, none")
         if pool not in ("max", "avg"):
             raise ArgumentError(f"pool is {pool!r}; allowed: max, avg")
         if isinstance(channels, str) or not channels or not all(isinstance(c, int) and c > 0 for c in channels):
@@ -94,7 +119,7 @@ class ConvSNN(nn.Module):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.input_size = tuple(input_size)
-        self.input_transform = input_transform
+        self.encoder = FrameEncoder(in_channels, input_size, input_transform)
         blocks: list[ConvBlock] = []
         size = self.input_size
         for index, (width_in, width_out) in enumerate(zip((in_channels, *channels), channels, strict=False)):
@@ -123,15 +148,8 @@ class ConvSNN(nn.Module):
         Raises:
             ArgumentError: another number of dimensions, channels, or another frame size.
         """
-        expected = (self.in_channels, *self.input_size)
-        if x_seq.ndim != 5 or tuple(x_seq.shape[2:]) != expected:
-            raise ArgumentError(
-                f"x_seq has shape {tuple(x_seq.shape)}; expected [T, B, {', '.join(str(side) for side in expected)}]"
-            )
+        x = self.encoder(x_seq, self.readout.weight.dtype)
         reset_net(self)
-        x = x_seq if x_seq.is_floating_point() else x_seq.to(self.readout.weight.dtype)
-        if self.input_transform == "log1p":
-            x = torch.log1p(x)
         for block in self.blocks:
             x = block(x)
         return self.readout(self.dropout(x.flatten(2)))
@@ -140,8 +158,10 @@ class ConvSNN(nn.Module):
         """Logits ``[B, K]``, the mean over time: a linear read-out of the time-averaged spikes."""
         return self.forward_steps(x_seq).mean(0)
 
-    def extra_repr(self) -> str:
-        return f"input_transform={self.input_transform!r}"
+    def inference_chain(self) -> list[tuple[str, nn.Module]]:
+        """The layers between encoder and mean over time, for :func:`snn_core.sparsity.fuse`."""
+        blocks: list[tuple[str, nn.Module]] = [(f"blocks.{index}", block) for index, block in enumerate(self.blocks)]
+        return [*blocks, ("flatten", nn.Flatten()), ("dropout", self.dropout), ("readout", self.readout)]
 
     backbone_name: str
     backbone_options: dict[str, Any]
