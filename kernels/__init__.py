@@ -1,6 +1,7 @@
 """Operators on tensors; imports with torch and numpy alone."""
 
 from snn_core.kernels.event_frames import event_frames
+from snn_core.kernels.frame_conv import frame_conv2d_lif
 from snn_core.kernels.lif import lif
 from snn_core.kernels.nm_compress import CompressedNM
 from snn_core.kernels.nm_matmul import Explanation, nm_conv2d, nm_conv2d_lif, nm_matmul, nm_matmul_lif
@@ -12,6 +13,7 @@ __all__ = [
     "Explanation",
     "PackedSpikes",
     "event_frames",
+    "frame_conv2d_lif",
     "lif",
     "nm_conv2d",
     "nm_conv2d_lif",

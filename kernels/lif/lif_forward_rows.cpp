@@ -81,13 +81,18 @@ SNN_VECTOR_INLINE void advance_row(const X* x, Element* out, float* v, int64_t f
   for (; i < n; ++i) advance<Body, Writer, float, 1, 1>(x, 0, out, 0, v, i, p);
 }
 
-// The same for bits, byte by byte.
+// The same for bits: vectors of whole bytes, then byte by byte.
 struct BitRest {};
 template <class Body, class Writer, class X>
   requires __is_same(Writer, BitRest)
 SNN_VECTOR_INLINE void advance_row(const X* x, uint8_t* out, float* v, int64_t first, int64_t n,
                                    const LifParameters& p) {
-  for (int64_t i = first; i < n; i += 8) {
+  constexpr int vectors = kLanes >= 8 ? 1 : 8 / kLanes;
+  int64_t i = first;
+  for (; i + vectors * kLanes <= n; i += vectors * kLanes) {
+    advance<Body, BitWriter, VectorF, vectors, 1>(x, 0, out, 0, v, i, p);
+  }
+  for (; i < n; i += 8) {
     uint32_t byte = 0;
     for (int64_t j = 0; j < 8 && i + j < n; ++j) {
       const float h = Body::charge(load<float>(x + i + j), v[i + j], p);

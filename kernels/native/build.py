@@ -36,11 +36,13 @@ MARKER_SOURCE = "native/source_hash.cpp"
 #: Compiled once, for every machine of the architecture.
 COMMON_SOURCES = (
     "native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp",
-    "spike_pack/spike_windows.cpp", "nm_matmul/nm_matmul.cpp", "nm_matmul/nm_engine.cpp", "nm_matmul/nm_compress.cpp",
-    "nm_matmul/nm_dense.cpp",
+    "spike_pack/spike_windows.cpp", "frame_conv/frame_conv.cpp", "nm_matmul/nm_matmul.cpp", "nm_matmul/nm_engine.cpp",
+    "nm_matmul/nm_compress.cpp", "nm_matmul/nm_dense.cpp",
 )  # fmt: skip
 #: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace; ``avx512_vbmi`` adds nothing to them.
-PER_ISA_SOURCES = ("lif/lif_forward_rows.cpp", "lif/lif_backward_rows.cpp", "native/row_tools.cpp")
+PER_ISA_SOURCES = (
+    "lif/lif_forward_rows.cpp", "lif/lif_backward_rows.cpp", "native/row_tools.cpp", "frame_conv/frame_rows.cpp",
+)  # fmt: skip
 #: The same, for every instruction set.
 NM_SOURCES = (
     "nm_matmul/nm_panel_rows.cpp", "nm_matmul/nm_event_rows.cpp", "nm_matmul/nm_lookup_rows.cpp",
