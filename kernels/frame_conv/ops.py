@@ -18,6 +18,7 @@ from torch import Tensor
 from snn_core.errors import ArgumentError, BackendUnavailableError
 from snn_core.kernels.frame_conv import reference
 from snn_core.kernels.lif import lif
+from snn_core.kernels.lif.ops import check_neuron
 from snn_core.kernels.native import resolve_backend
 from snn_core.kernels.native.library import LIBRARY, packed_size
 from snn_core.kernels.nm_matmul.operands import Pair, check_pair
@@ -95,7 +96,10 @@ def frame_conv2d_lif(
     chosen = resolve_backend(backend, x_seq.device, torch.float32, (torch.float32,))
     if chosen not in ("cpp", "reference") and backend not in ("auto",):
         raise BackendUnavailableError(f"backend {backend!r} has no frame_conv2d_lif; there are cpp and reference")
-    neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
+    neuron: dict[str, Any] = {
+        "tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input
+    }  # fmt: skip
+    check_neuron(**neuron)
     if chosen == "cpp":
         rows = weight.permute(2, 3, 1, 0).contiguous()
         v0 = None if v0 is None else v0.permute(0, 2, 3, 1).contiguous()

@@ -35,12 +35,21 @@ class FrameEncoder(nn.Module):
 
     def forward(self, x_seq: Tensor, dtype: torch.dtype) -> Tensor:
         """Frames ``[T, B, C, H, W]``; floating-point ones keep their dtype, counts get ``dtype``."""
+        self.check(x_seq)
+        x = x_seq if x_seq.is_floating_point() else x_seq.to(dtype)
+        return torch.log1p(x) if self.input_transform == "log1p" else x
+
+    def count_table(self) -> Tensor:
+        """What the first layer gets of the counts 0 to 255, float32."""
+        counts = torch.arange(256, dtype=torch.float32)
+        return torch.log1p(counts) if self.input_transform == "log1p" else counts
+
+    def check(self, x_seq: Tensor) -> None:
+        """Raises ArgumentError where the frames have another shape."""
         if x_seq.ndim != 5 or tuple(x_seq.shape[2:]) != self.frame:
             raise ArgumentError(
                 f"x_seq has shape {tuple(x_seq.shape)}; expected [T, B, {', '.join(str(side) for side in self.frame)}]"
             )
-        x = x_seq if x_seq.is_floating_point() else x_seq.to(dtype)
-        return torch.log1p(x) if self.input_transform == "log1p" else x
 
     def extra_repr(self) -> str:
         return f"input_transform={self.input_transform!r}"

@@ -14,6 +14,7 @@ from snn_core.kernels.nm_compress import (
     transposable_mask,
 )
 from snn_core.sparsity.convert import LayerPlan, compress, decompress, make_nm, plan_compression
+from snn_core.sparsity.inference import KeptLayer, fuse, kept_layers
 from snn_core.sparsity.layers import CompressedConv2d, CompressedLayer, CompressedLinear
 from snn_core.sparsity.masked import MaskedLayer, NMConv2d, NMLinear
 from snn_core.sparsity.model_file import CompressedFile, load_compressed, read_compressed, save_compressed
@@ -24,6 +25,7 @@ __all__ = [
     "CompressedLayer",
     "CompressedLinear",
     "CompressedNM",
+    "KeptLayer",
     "LayerPlan",
     "MaskedLayer",
     "NMConv2d",
@@ -35,7 +37,9 @@ __all__ = [
     "decompress",
     "from_blocks",
     "from_semi_structured",
+    "fuse",
     "hardware_metadata",
+    "kept_layers",
     "load_compressed",
     "make_nm",
     "nm_mask_by_magnitude",

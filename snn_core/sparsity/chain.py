@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from snn_core.kernels.nm_compress import CompressedNM
 from snn_core.neurons import SpikingNeuron
 from snn_core.sparsity.fused import LINEAR, Geometry, Neuron, pair
+from snn_core.sparsity.layers import CompressedLayer
+from snn_core.sparsity.masked import MaskedLayer
 
 _SPIKINGJELLY = "spikingjelly.activation_based."
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
@@ -29,6 +30,11 @@ class Leaf:
     def knows_time(self) -> bool:
         """Whether it takes ``[T, ...]``: neurons, and SpikingJelly's layers, in step mode "m"."""
         return getattr(self.module, "step_mode", None) == "m"
+
+    @property
+    def plain(self) -> bool:
+        """Whether it wants exactly one dimension before C, H, W, as torch's layers do."""
+        return not (self.folded or self.knows_time or isinstance(self.module, CompressedLayer))
 
     @property
     def kind(self) -> str:
@@ -84,16 +90,14 @@ def passes_through(leaf: Leaf) -> bool:
 def layer_of(leaf: Leaf) -> Layer | str:
     """A Conv2d or Linear, compressed or not; else why it cannot be fused, empty where it is neither."""
     module: Any = leaf.module
-    weight = getattr(module, "weight", None)
-    compressed = isinstance(weight, CompressedNM)
+    compressed = isinstance(module, (CompressedLayer, MaskedLayer))
     if not compressed and not isinstance(module, (nn.Linear, nn.Conv2d)):
         return ""
     if has_hooks(module):
         return "has hooks (a pruner that is not finalized?)"
     if not compressed and not _computes_as(module, (nn.Linear, nn.Conv2d)):
         return f"{leaf.kind} overrides forward"
-    if compressed and len(weight.shape) not in (2, 4):
-        return f"its weight has shape {list(weight.shape)}"
+    weight = module.compressed_weight() if isinstance(module, MaskedLayer) else module.weight
     bias = module.bias
     if len(weight.shape) == 2:
         return Layer(weight, bias, LINEAR)
@@ -185,10 +189,3 @@ def _computes_as(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     if cls.__module__.startswith(f"{_SPIKINGJELLY}layer."):
         return cls.__name__ in {kind.__name__ for kind in kinds}
     return any(cls.forward is kind.forward for kind in kinds)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Of its first parameter or buffer; the CPU where there is none."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")

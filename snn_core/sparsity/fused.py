@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from snn_core.errors import ArgumentError
 from snn_core.kernels import PackedSpikes, lif, nm_conv2d, nm_conv2d_lif, unpack_spikes
+from snn_core.kernels.frame_conv.ops import LARGEST_WINDOW
 from snn_core.kernels.native import resolve_backend
 from snn_core.kernels.nm_compress import CompressedNM, NMPattern
 from snn_core.kernels.nm_matmul.schema import output_size
+from snn_core.kernels.spike_pack import is_binary
 
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, int]
@@ -29,12 +31,14 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch
 
 @dataclass
 class Call:
-    """What the parts of a run must know of one call: ``lead`` are the dimensions that are folded, time first."""
+    """What the parts of a run must know of one call: ``lead`` are the dimensions that are folded, time first;
+    ``table`` is what the first layer sees of counts (uint8)."""
 
     lead: tuple[int, ...]
     native: bool
     backend: str
     keep_state: bool
+    table: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Synapses(nn.Module):
     as ``[O, kh, kw, C / groups]``.
     """
 
-    values: Tensor
+    values: nn.Parameter
     indices: Tensor | None
     scale: Tensor | None
     bias: Tensor | None
@@ -122,17 +126,19 @@ class Synapses(nn.Module):
             if gain is not None:
                 dense = dense * gain.view(-1, *[1] * (dense.ndim - 1))
             values, indices, scale = dense if self.linear else dense.permute(0, 2, 3, 1), None, None
-        self.register_buffer("values", values.contiguous(), persistent=False)
+        # A parameter, so that whoever asks for the device of next(network.parameters()) is answered.
+        self.values = nn.Parameter(values.contiguous(), requires_grad=False)
         self.register_buffer("indices", indices, persistent=False)
         self.register_buffer("scale", None if scale is None else scale.contiguous(), persistent=False)
         self.register_buffer("bias", None if offset is None else offset.contiguous(), persistent=False)
         self.fits_native = self.values.dtype in NATIVE_DTYPES and (self.groups == 1 or self.shape4[1] % 8 == 0)
         self._weight: CompressedNM | Tensor | None = None
+        self._frame_rows: Tensor | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Synapses:
         if fn(torch.empty(0, device=self.values.device)).dtype != torch.float32:
             raise ArgumentError("a fused network keeps its dtypes; convert the model, then call fuse()")
-        self._weight = None
+        self._weight, self._frame_rows = None, None
         return super()._apply(fn, recurse)
 
     @property
@@ -147,6 +153,18 @@ class Synapses(nn.Module):
                 self._weight = CompressedNM(self.values, self.indices, shape, self.pattern, self.scale)
         return self._weight
 
+    @property
+    def takes_frames(self) -> bool:
+        """Whether ``frame_conv_lif`` computes it on dense input: few inputs for each output."""
+        inputs = self.shape4[1] * self.shape4[2] * self.shape4[3]
+        return not self.linear and self.pattern is None and self.groups == 1 and inputs <= LARGEST_WINDOW
+
+    def frame_rows(self) -> Tensor:
+        """The weight ``[kh, kw, C, O]``; made once."""
+        if self._frame_rows is None:
+            self._frame_rows = self.values.permute(1, 2, 3, 0).contiguous()
+        return self._frame_rows
+
     def output_size(self, size: Sequence[int]) -> list[int]:
         """Height and width of the output for an input of ``size``."""
         return output_size(size, self.shape4[2:], self.stride, self.padding, self.dilation)
@@ -154,7 +172,8 @@ class Synapses(nn.Module):
     def reorder_flat(self, channels: int) -> None:
         """For a dense Linear behind packed images: its columns from the order (C, H, W) to (H, W, C)."""
         columns = self.values.view(self.values.shape[0], channels, -1)
-        self.values = columns.transpose(1, 2).reshape(self.values.shape).contiguous()
+        ordered = columns.transpose(1, 2).reshape(self.values.shape).contiguous()
+        self.values = nn.Parameter(ordered, requires_grad=False)
 
     def operands(self) -> tuple[Any, ...]:
         """The operators' WEIGHT and CONV arguments."""
@@ -184,27 +203,54 @@ class Synapses(nn.Module):
 
     def extra_repr(self) -> str:
         kind = "Linear" if self.linear else "Conv2d"
-        return f"{kind} {self.shape4[:2] if self.linear else self.shape4}, {self.pattern or 'dense'} {self.values.dtype}"
+        shape = self.shape4[:2] if self.linear else self.shape4
+        return f"{kind} {shape}, {self.pattern or 'dense'}, {self.values.dtype}"
 
 
 class SpikingLayer(nn.Module):
     """Synapses and the neurons behind them: spikes or dense input -> bits."""
 
-    def __init__(self, synapses: Synapses, neuron: Neuron, packed_input: bool) -> None:
+    def __init__(self, synapses: Synapses, neuron: Neuron) -> None:
         super().__init__()
-        self.synapses, self.neuron_module = synapses, neuron.module
-        self.neuron, self.packed_input = neuron, packed_input
+        self.synapses, self.neuron_module, self.neuron = synapses, neuron.module, neuron
         self.channels = synapses.shape4[0]
 
-    def run(self, x: Tensor, call: Call) -> Tensor:
-        """``x``: bits, or dense where ``packed_input`` is False."""
+    def begin(self, x: Tensor, call: Call) -> Tensor:
+        """Dense input, not folded, or counts for ``call.table`` -> bits."""
+        synapses = self.synapses
+        learned = self.neuron.reciprocal_tau()
+        if synapses.takes_frames and call.native and x.device.type == "cpu" and learned is None:
+            return self._begin_frames(x, call)
+        if call.table is not None:
+            x = call.table[x.long()]
+        x = x.reshape(-1, *x.shape[len(call.lead) :])
+        if synapses.pattern is not None and is_binary(x):
+            images = PackedSpikes.from_dense(x, -1 if synapses.linear else -3, check=False).bits
+            return self.run(images[:, None, None, :] if synapses.linear else images, call)
+        current = synapses.on_dense(x, call)
+        return self._fire(current[:, :, None, None] if synapses.linear else current, learned, call)
+
+    def _begin_frames(self, x: Tensor, call: Call) -> Tensor:
         synapses, neuron = self.synapses, self.neuron
-        reciprocal_tau = neuron.reciprocal_tau()
-        if not self.packed_input:
-            current = synapses.on_dense(x, call)
-            return self._fire(current if current.ndim == 4 else current[:, :, None, None], reciprocal_tau, call)
-        if reciprocal_tau is not None:
-            return self._fire(synapses.on_spikes(x, call), reciprocal_tau, call)
+        if call.table is None:
+            x = x.float()
+        x = x if len(call.lead) == 2 and not neuron.single_step else x.reshape(neuron.steps(call), -1, *x.shape[-3:])
+        v0 = self._load(x.shape[3:], call)
+        bits, v = torch.ops.snn_core.frame_conv_lif.default(
+            x, call.table, synapses.frame_rows(), synapses.bias, synapses.stride, synapses.padding, synapses.dilation,
+            None if v0 is None else v0.permute(0, 2, 3, 1).contiguous(), neuron.tau, neuron.v_threshold,
+            neuron.v_reset, neuron.decay_input,
+        )  # fmt: skip
+        if call.keep_state:
+            self._store(v.permute(0, 3, 1, 2), call)
+        return bits
+
+    def run(self, x: Tensor, call: Call) -> Tensor:
+        """Bits -> bits."""
+        synapses, neuron = self.synapses, self.neuron
+        learned = neuron.reciprocal_tau()
+        if learned is not None:
+            return self._fire(synapses.on_spikes(x, call), learned, call)
         steps = neuron.steps(call)
         if call.native and synapses.fits_native:
             v0 = self._load(x.shape[1:3], call)
@@ -257,7 +303,7 @@ class Pool(nn.Module):
         super().__init__()
         self.channels = channels
         stride = pool.kernel_size if pool.stride is None else pool.stride
-        self.kernel, self.stride, self.padding = (list(pair(value)) for value in (pool.kernel_size, stride, pool.padding))
+        self.kernel, self.stride, self.padding = (list(pair(x)) for x in (pool.kernel_size, stride, pool.padding))
 
     def run(self, bits: Tensor, call: Call) -> Tensor:
         if call.native:
@@ -321,9 +367,6 @@ def pair(value: Any) -> Pair:
 def native_for(backend: str, device: torch.device) -> bool:
     """Whether the native operators are called directly; the public functions choose otherwise."""
     if backend not in ("auto", "cpp", "cuda"):
-        return False
-    has = torch._C._dispatch_has_kernel_for_dispatch_key  # TEMPORARY
-    if not has("snn_core::nm_spikes_lif", "CPU"):
         return False
     return resolve_backend(backend, device, torch.float32, (torch.float32,)) in ("cpp", "cuda")
 

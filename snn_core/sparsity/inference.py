@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from snn_core.errors import ArgumentError
+from snn_core.kernels.native import BACKENDS
 from snn_core.kernels.nm_compress import CompressedNM
+from snn_core.kernels.nm_matmul.candidates import MORE_BACKENDS
 from snn_core.neurons import reset_net
 from snn_core.sparsity import chain
 from snn_core.sparsity.chain import Leaf
@@ -52,7 +54,7 @@ class FusedRun(nn.Module):
         first: Any = parts[0]
         self.sample_dims = 1 if first.synapses.linear else 3
         self.keep_state = True
-        self._runs = [part.run for part in parts]  # type: ignore[union-attr]
+        self._runs = [first.begin, *(part.run for part in parts[1:])]  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
         lead = tuple(x.shape[: max(0, x.ndim - self.sample_dims)])
@@ -60,7 +62,15 @@ class FusedRun(nn.Module):
             form = ("T, " if self.plain else "T, ..., ") + ("K" if self.sample_dims == 1 else "C, H, W")
             raise ArgumentError(f"x has shape {list(x.shape)}; it must be [{form}]")
         call = Call(lead, native_for(self.backend, x.device), self.backend, self.keep_state)
-        y = x.reshape(-1, *x.shape[len(lead) :])
+        return self._run(x, call)
+
+    def from_counts(self, counts: Tensor, table: Tensor) -> Tensor:
+        """:meth:`forward` of ``table[counts]``, counts ``uint8 [T, B, C, H, W]``."""
+        call = Call(counts.shape[:2], native_for(self.backend, counts.device), self.backend, self.keep_state, table)
+        return self._run(counts, call)
+
+    def _run(self, x: Tensor, call: Call) -> Tensor:
+        lead, y = call.lead, x
         with torch.no_grad():
             for run in self._runs:
                 y = run(y, call)
@@ -85,9 +95,15 @@ class FusedClassifier(nn.Module):
     Calls do not depend on each other: no potential is kept between them.
     """
 
+    table: Tensor | None
+
     def __init__(self, encoder: nn.Module, layers: nn.Sequential, dtype: torch.dtype) -> None:
         super().__init__()
         self.encoder, self.layers, self.dtype = encoder, layers, dtype
+        table = getattr(encoder, "count_table", None)
+        first: Any = layers[0]
+        by_table = table is not None and dtype == torch.float32 and isinstance(first, FusedRun)
+        self.register_buffer("table", table() if by_table else None, persistent=False)
         self._resets = False
         for part in layers:
             if isinstance(part, FusedRun):
@@ -99,8 +115,16 @@ class FusedClassifier(nn.Module):
         """Logits of every time step ``[T, B, K]`` from frames ``x_seq [T, B, C, H, W]``."""
         if self._resets:
             reset_net(self)
+        if self.table is None or x_seq.dtype != torch.uint8:
+            with torch.no_grad():
+                return self.layers(self.encoder(x_seq, self.dtype))
+        self.encoder.check(x_seq)  # type: ignore[operator]
+        first, *others = self.layers
+        y = first.from_counts(x_seq, self.table)  # type: ignore[operator]
         with torch.no_grad():
-            return self.layers(self.encoder(x_seq, self.dtype))
+            for layer in others:
+                y = layer(y)
+        return y
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Logits ``[B, K]``, the mean over time."""
@@ -123,7 +147,7 @@ def fuse(model: nn.Module, *, backend: str = "auto", strict: bool = False) -> nn
 
     Args:
         model: left as it is.
-        backend: of the kernels, as in :func:`snn_core.kernels.nm_matmul`.
+        backend: of products, as in :func:`snn_core.kernels.nm_matmul`; what has no such backend uses its own.
         strict: raise where a layer with a weight, or a neuron, could not be fused.
 
     Returns:
@@ -134,6 +158,8 @@ def fuse(model: nn.Module, *, backend: str = "auto", strict: bool = False) -> nn
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+    if backend not in ("auto", *BACKENDS, *MORE_BACKENDS):
+        raise ArgumentError(f"backend is {backend!r}; allowed: auto, {', '.join((*BACKENDS, *MORE_BACKENDS))}")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared).eval()
     kept: list[KeptLayer] = []
@@ -238,7 +264,7 @@ class _RunBuilder:
 
     def _add(self, part: nn.Module, leaf: Leaf, position: int) -> None:
         self.parts.append(part)
-        self.plain = self.plain or not (leaf.folded or leaf.knows_time)
+        self.plain = self.plain or leaf.plain
         self.position = position
 
     def _take_flatten(self, leaf: Leaf) -> bool:
@@ -275,13 +301,13 @@ class _RunBuilder:
         if isinstance(neuron, str) and not packed:
             return False
         synapses = Synapses(layer.weight, layer.bias, layer.geometry, norm)
-        part = ReadOut(synapses) if isinstance(neuron, str) else SpikingLayer(synapses, neuron, packed)
+        part = ReadOut(synapses) if isinstance(neuron, str) else SpikingLayer(synapses, neuron)
         end = after_norm if isinstance(neuron, str) else after_norm + 1
         plain = self.plain
         self._add(part, leaf, end)
         # A Linear takes any dimensions before K, torch's other layers one.
         self.plain = plain if layer.linear else self.plain
         if norm is not None:
-            self.plain = self.plain or not (norm_leaf.folded or norm_leaf.knows_time)
+            self.plain = self.plain or norm_leaf.plain
         self.channels, self.linear = layer.weight.shape[0], layer.linear
         return True
