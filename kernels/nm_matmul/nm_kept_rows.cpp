@@ -2,6 +2,7 @@
 // their spike bits in 64 rows are four masks, which make the four bits that pick a sum for each row. Time depends on
 // the number of kept weights alone.
 
+#include "nm_matmul/nm_masks.h"
 #include "nm_matmul/nm_tiles.h"
 
 #define SNN_CONCAT_(a, b) a##b
@@ -43,67 +44,40 @@ struct Kept {
   alignas(64) float values[kChunk];
 };
 
-// Reads where kept weights stand.
-class Places {
- public:
-  explicit Places(const NMWeight& w) : w_(w), bits_(index_bits(w)) {
+// Reads where kept weights `first` to `first + count` of `output` stand; `first` is a multiple of 64. Writes up to a
+// multiple of 64.
+void read_places(const NMWeight& w, int64_t output, int64_t first, int64_t count, uint32_t* place) {
+  const int bits = index_bits(w);
+  const int64_t start = (output * kept_count(w) + first) * bits;
+  int64_t block = first / w.n * w.m;
 #if defined(__AVX512VBMI__)
-    for (int j = 0; j < 64; ++j) {
-      const int byte = j / 8 * bits_ + j % 8;
-      gather_[j] = static_cast<uint8_t>(byte < 64 ? byte : 63);
-      shift_[j] = static_cast<uint8_t>(j % 8 * bits_);
-      start_[j] = static_cast<uint32_t>(j / w.n * w.m);
-    }
-#endif
-  }
-
-  // Kept weights `first` to `first + count` of `output`; `first` is a multiple of 64. Writes up to a multiple of 64.
-  SNN_VECTOR_INLINE void read(int64_t output, int64_t first, int64_t count, uint32_t* place) const {
-    const int64_t start = (output * kept_count(w_) + first) * bits_;
-#if defined(__AVX512VBMI__)
-    if (64 % w_.n == 0) return read_vectors(start, first / w_.n * w_.m, count, place);
-#endif
-    int64_t block = first / w_.n * w_.m;
-    int in_block = static_cast<int>(first % w_.n);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t bit = start + i * bits_;
-      uint32_t code = w_.indices[bit / 8] >> bit % 8;
-      if (bit % 8 + bits_ > 8) code |= static_cast<uint32_t>(w_.indices[bit / 8 + 1]) << (8 - bit % 8);
-      place[i] = static_cast<uint32_t>(block) + (code & ((1u << bits_) - 1u));
-      if (++in_block == w_.n) in_block = 0, block += w_.m;
-    }
-  }
-
- private:
-#if defined(__AVX512VBMI__)
-  // 64 positions at once: the bytes of eight to every quadword, then eight bits from each of their places.
-  SNN_VECTOR_INLINE void read_vectors(int64_t bit, int64_t block, int64_t count, uint32_t* place) const {
-    const __m512i field = _mm512_set1_epi8(static_cast<char>((1 << bits_) - 1)),
-                  shift = _mm512_add_epi8(_mm512_load_si512(shift_), _mm512_set1_epi8(static_cast<char>(bit % 8))),
-                  gather = _mm512_load_si512(gather_);
-    for (int64_t i = 0; i < count; i += 64) {
-      const int64_t byte = bit / 8 + i / 8 * bits_, left = w_.index_bytes - byte;
-      const __mmask64 there = left >= 64 ? ~uint64_t{0} : left > 0 ? (uint64_t{1} << left) - 1 : 0;
-      const __m512i source = _mm512_maskz_loadu_epi8(there, w_.indices + byte);
+  if (64 % w.n == 0) {
+    const PositionVectors positions(w, start);
+    alignas(64) uint32_t block_start[64];
+    for (int j = 0; j < 64; ++j) block_start[j] = static_cast<uint32_t>(j / w.n * w.m);
+    for (int64_t i = 0; i < count; i += 64, block += 64 / w.n * w.m) {
       alignas(64) uint8_t position[64];
-      _mm512_store_si512(position, _mm512_and_si512(field, _mm512_multishift_epi64_epi8(
-                                                               shift, _mm512_permutexvar_epi8(gather, source))));
-      const __m512i base = _mm512_set1_epi32(static_cast<int32_t>(block + i / w_.n * w_.m));
+      _mm512_store_si512(position, positions.read(i));
+      const __m512i base = _mm512_set1_epi32(static_cast<int32_t>(block));
 #pragma GCC unroll 4
       for (int q = 0; q < 64; q += 16) {
         const __m512i wide = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(position + q)));
         _mm512_store_si512(place + i + q,
-                           _mm512_add_epi32(_mm512_add_epi32(wide, base), _mm512_load_si512(start_ + q)));
+                           _mm512_add_epi32(_mm512_add_epi32(wide, base), _mm512_load_si512(block_start + q)));
       }
     }
+    return;
   }
-
-  alignas(64) uint8_t gather_[64], shift_[64];
-  alignas(64) uint32_t start_[64];
 #endif
-  const NMWeight& w_;
-  int bits_;
-};
+  int in_block = static_cast<int>(first % w.n);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t bit = start + i * bits;
+    uint32_t code = w.indices[bit / 8] >> bit % 8;
+    if (bit % 8 + bits > 8) code |= static_cast<uint32_t>(w.indices[bit / 8 + 1]) << (8 - bit % 8);
+    place[i] = static_cast<uint32_t>(block) + (code & ((1u << bits) - 1u));
+    if (++in_block == w.n) in_block = 0, block += w.m;
+  }
+}
 
 // `count`, a multiple of four, kept weights into the sums of one output.
 template <int kCount, class Value>
@@ -127,13 +101,12 @@ SNN_VECTOR_INLINE void add_kept(const uint64_t* masks, const uint32_t* place, co
 }
 
 template <int kCount>
-void add_output(const NMWeight& w, const Places& places, int64_t output, const uint64_t* masks, float* tile,
-                Kept& kept) {
+void add_output(const NMWeight& w, int64_t output, const uint64_t* masks, float* tile, Kept& kept) {
   const int64_t total = kept_count(w);
   for (int64_t first = 0; first < total; first += kChunk) {
     const int64_t count = total - first < kChunk ? total - first : kChunk, padded = (count + 3) / 4 * 4;
     const int64_t start = output * total + first;
-    places.read(output, first, count, kept.place);
+    read_places(w, output, first, count, kept.place);
     for (int64_t i = count; i < padded; ++i) kept.place[i] = 0;  // with weights of zero
 #if defined(__AVX512BF16__)
     if (fits_bf16(w)) {
@@ -157,19 +130,18 @@ void add_output(const NMWeight& w, const Places& places, int64_t output, const u
   }
 }
 
-using AddOutput = void (*)(const NMWeight&, const Places&, int64_t, const uint64_t*, float*, Kept&);
+using AddOutput = void (*)(const NMWeight&, int64_t, const uint64_t*, float*, Kept&);
 constexpr AddOutput kAddOutput[kGroups] = {add_output<1>, add_output<2>, add_output<3>, add_output<4>};
 
 void run(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64_t last, float* y, int64_t ldy) {
   const AddOutput add = kAddOutput[(rows + kGroup - 1) / kGroup - 1];
-  const Places places(w);
   SumTile tile;
   Kept kept;
   for (int64_t o = first; o < last; o += kNMOutputStep) {
     const int64_t end = last - o < kNMOutputStep ? last : o + kNMOutputStep;
     __builtin_memset(&tile, 0, sizeof(tile));
     for (int64_t at = o; at < end; ++at) {
-      add(w, places, at, reinterpret_cast<const uint64_t*>(block), tile.sum[at - o], kept);
+      add(w, at, reinterpret_cast<const uint64_t*>(block), tile.sum[at - o], kept);
     }
     store_tile(tile, rows, static_cast<int>(end - o), y + o, ldy);
   }
