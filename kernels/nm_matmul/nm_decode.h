@@ -21,7 +21,16 @@ struct ByteLanes {
 template <>
 struct ByteLanes<VectorF> {
   using B = VectorB;
-  static SNN_VECTOR_INLINE VectorU widen(B x) { return __builtin_convertvector(x, VectorU); }
+  static SNN_VECTOR_INLINE VectorU widen(B x) {
+    // GCC 12 converts these lane by lane where it is left to it: 20 times the time.
+#if defined(__AVX512F__)
+    return (VectorU)_mm512_cvtepu8_epi32((__m128i)x);
+#elif defined(__AVX2__)
+    return (VectorU)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(int64_t, x)));
+#else
+    return __builtin_convertvector(x, VectorU);
+#endif
+  }
 };
 
 // Eight-bit values. Both have at most 8 significant bits: exact in float32 and in bfloat16.
@@ -63,12 +72,19 @@ SNN_VECTOR_INLINE void decode_run(const T* p, int64_t count, float* out) {
   for (; i + kLanes <= count; i += kLanes) store_unaligned(out + i, load<VectorF>(p + i));
   for (; i < count; ++i) out[i] = load<float>(p + i);
 }
+// The upper halves.
+SNN_VECTOR_INLINE VectorH upper_halves(VectorF x) {
+  const VectorU bits = LaneTraits<VectorF>::bits(x) >> 16;
+#if defined(__AVX512F__)
+  return (VectorH)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, VectorH);
+#endif
+}
 template <class T>
 SNN_VECTOR_INLINE void decode_run(const T* p, int64_t count, uint16_t* out) {
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    store_unaligned(out + i, __builtin_convertvector(LaneTraits<VectorF>::bits(load<VectorF>(p + i)) >> 16, VectorH));
-  }
+  for (; i + kLanes <= count; i += kLanes) store_unaligned(out + i, upper_halves(load<VectorF>(p + i)));
   for (; i < count; ++i) out[i] = static_cast<uint16_t>(LaneTraits<float>::bits(load<float>(p + i)) >> 16);
 }
 

@@ -81,28 +81,44 @@ struct HalfValues : FloatValues {
 struct Chunk {
   KeptMasks masks[kPairs];
   const void* values[kPairs];
+  int per_word;  // kept weights of 64, or 0 where that differs
   alignas(64) uint16_t decoded[kPairs][kMaskChunk];
 };
 
-// Spike bits in the order of the values, 32 a word.
+// Spike bits of a row in the order of the values, 32 a word; `per_word`: kept weights of 64, or 0 where that differs.
+SNN_VECTOR_INLINE void compress_row(const uint64_t* x, int64_t x_stride, const uint64_t* masks, int64_t words,
+                                    int per_word, uint32_t* out) {
+  if (per_word == 16) {
+    auto* const target = reinterpret_cast<uint16_t*>(out);
+    for (int64_t i = 0; i < words; ++i) target[i] = static_cast<uint16_t>(_pext_u64(x[i * x_stride], masks[i]));
+    return;
+  }
+  if (per_word == 8) {
+    auto* const target = reinterpret_cast<uint8_t*>(out);
+    for (int64_t i = 0; i < words; ++i) target[i] = static_cast<uint8_t>(_pext_u64(x[i * x_stride], masks[i]));
+    return;
+  }
+  uint64_t held = 0;
+  int count = 0;
+  for (int64_t i = 0; i < 2 * words; ++i) {
+    const auto mask = static_cast<uint32_t>(masks[i / 2] >> i % 2 * 32);
+    const uint64_t bits = _pext_u32(static_cast<uint32_t>(x[i / 2 * x_stride] >> i % 2 * 32), mask);
+    held |= bits << count;
+    count += __builtin_popcount(mask);
+    *out = static_cast<uint32_t>(held);
+    out += count / 32;
+    held = count >= 32 ? held >> 32 : held;
+    count %= 32;
+  }
+  *out = static_cast<uint32_t>(held);
+}
+
 template <int kOutputs>
-void compress_bits(const uint64_t* x, int64_t x_stride, const Chunk& chunk, int64_t words,
+void compress_bits(const uint64_t* x, int64_t x_stride, const Chunk& chunk, int first, int64_t words,
                    uint32_t (&out)[kPairs][2 * kWords + 1]) {
   for (int o = 0; o < kOutputs; ++o) {
     for (int r = 0; r < kPairs / kOutputs; ++r) {
-      uint64_t held = 0;
-      int count = 0;
-      uint32_t* target = out[r * kOutputs + o];
-      for (int64_t i = 0; i < 2 * words; ++i) {
-        const auto mask = static_cast<uint32_t>(chunk.masks[o].word[i / 2] >> i % 2 * 32);
-        held |= static_cast<uint64_t>(_pext_u32(static_cast<uint32_t>(x[i / 2 * x_stride + r] >> i % 2 * 32), mask)) << count;
-        count += __builtin_popcount(mask);
-        *target = static_cast<uint32_t>(held);
-        target += count / 32;
-        held = count >= 32 ? held >> 32 : held;
-        count %= 32;
-      }
-      *target = static_cast<uint32_t>(held);
+      compress_row(x + r, x_stride, chunk.masks[first + o].word, words, chunk.per_word, out[r * kOutputs + o]);
     }
   }
 }
@@ -110,26 +126,27 @@ void compress_bits(const uint64_t* x, int64_t x_stride, const Chunk& chunk, int6
 // How the bits of the values come about.
 enum BitOrder { kHalf, kAny, kAll };  // every second weight of 64 is kept; any pattern; a dense weight
 
-// Adds a chunk to the sums of rows x outputs; kept: values of an output in it.
+// Adds a chunk of `count` weights along k to the sums of rows x outputs from `first` of the chunk's; kept: values of an
+// output in it.
 template <class Values, BitOrder kOrder, int kOutputs>
-void add_chunk(const uint64_t* x, int64_t x_stride, const Chunk& chunk, int64_t words, int64_t kept,
+void add_chunk(const uint64_t* x, int64_t x_stride, const Chunk& chunk, int first, int64_t count, int64_t kept,
                __m512 (&sums)[kPairs]) {
   constexpr int kRows = kPairs / kOutputs;
   using Element = typename Values::Element;
   uint32_t buffer[kOrder == kAny ? kPairs : 1][2 * kWords + 1];
-  if constexpr (kOrder == kAny) compress_bits<kOutputs>(x, x_stride, chunk, words, buffer);
+  if constexpr (kOrder == kAny) compress_bits<kOutputs>(x, x_stride, chunk, first, (count + 63) / 64, buffer);
   __m512 sum[kPairs];
 #pragma GCC unroll 8
   for (int i = 0; i < kPairs; ++i) sum[i] = sums[i];
   const auto step = [&](int64_t i, uint32_t there) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int o = 0; o < kOutputs; ++o) {
-      const Values values(static_cast<const Element*>(chunk.values[o]) + 32 * i, there);
+      const Values values(static_cast<const Element*>(chunk.values[first + o]) + 32 * i, there);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         uint32_t picked;
         if constexpr (kOrder == kHalf) {
-          picked = static_cast<uint32_t>(_pext_u64(x[i * x_stride + r], chunk.masks[o].word[i]));
+          picked = static_cast<uint32_t>(_pext_u64(x[i * x_stride + r], chunk.masks[first + o].word[i]));
         } else if constexpr (kOrder == kAny) {
           picked = buffer[r * kOutputs + o][i];
         } else {
@@ -146,7 +163,7 @@ void add_chunk(const uint64_t* x, int64_t x_stride, const Chunk& chunk, int64_t 
   for (int j = 0; j < kPairs; ++j) sums[j] = sum[j];
 }
 
-// Rows from `row` on of outputs from `output` on; outputs that are not there repeat the first.
+// Eight outputs from `output` on; those that are not there repeat the first.
 struct Tile {
   const NMWeight& w;
   const uint8_t* block;
@@ -155,57 +172,71 @@ struct Tile {
   float* y;
   int64_t ldy;
   BitOrder order;
+  int64_t kept_all = kept_count(w);
+  int bits = index_bits(w);
 
-  template <class Values, int kOutputs>
-  void run(int row, int64_t output, Chunk& chunk) const {
-    constexpr int kRows = kPairs / kOutputs;
-    __m512 sums[kPairs];
-    for (auto& sum : sums) sum = _mm512_setzero_ps();
-    const int64_t k = w.k(), kept_all = kept_count(w), x_stride = padded_rows(rows);
+  // All rows, so that the weights come from memory once.
+  template <class Values>
+  void run(int64_t output, Chunk& chunk) const {
+    int row = 0;
+    for (; rows - row > 4; row += 8) run_rows<Values, 8>(row, output, chunk);
+    if (rows - row > 2) {
+      run_rows<Values, 4>(row, output, chunk);
+    } else if (rows - row == 2) {
+      run_rows<Values, 2>(row, output, chunk);
+    } else if (rows - row == 1) {
+      run_rows<Values, 1>(row, output, chunk);
+    }
+  }
+
+ private:
+  // Rows from `row` on: sums of eight pairs at a time, the eight outputs in kRows turns.
+  template <class Values, int kRows>
+  void run_rows(int row, int64_t output, Chunk& chunk) const {
+    constexpr int kOutputs = kPairs / kRows;
+    __m512 sums[kRows][kPairs];
+    for (auto& turn : sums) {
+      for (auto& sum : turn) sum = _mm512_setzero_ps();
+    }
+    const int64_t k = w.k(), x_stride = padded_rows(rows);
     for (int64_t at = 0; at < k; at += kMaskChunk) {
       const int64_t count = k - at < kMaskChunk ? k - at : kMaskChunk;
-      const int64_t before = order == kAll ? at : at / w.m * w.n, kept = order == kAll ? count : count / w.m * w.n;
-      const uint64_t* const x = reinterpret_cast<const uint64_t*>(block) + at / 64 * x_stride + row;
-      for (int o = 0; o < kOutputs; ++o) {
-        const int64_t from = output + o < last ? output + o : output;
-        if (order != kAll) chunk.masks[o].read(w, from, at, count);
-        const int64_t start = from * kept_all + before;
-        chunk.values[o] = static_cast<const uint8_t*>(w.values) + start * kNMTypeBytes[w.type];
-        if (kNMTypeBytes[w.type] == 1) {
-          decode_bf16(w, start, kept, chunk.decoded[o]);
-          chunk.values[o] = chunk.decoded[o];
+      const int64_t kept = read_weights(output, at, count, chunk);
+      const auto* const x = reinterpret_cast<const uint64_t*>(block) + at / 64 * x_stride + row;
+      for (int turn = 0; turn < kRows; ++turn) {
+        const int first = turn * kOutputs;
+        switch (order) {
+          case kHalf: add_chunk<Values, kHalf, kOutputs>(x, x_stride, chunk, first, count, kept, sums[turn]); break;
+          case kAny: add_chunk<Values, kAny, kOutputs>(x, x_stride, chunk, first, count, kept, sums[turn]); break;
+          default: add_chunk<Values, kAll, kOutputs>(x, x_stride, chunk, first, count, kept, sums[turn]);
         }
       }
-      const int64_t words = (count + 63) / 64;
-      switch (order) {
-        case kHalf: add_chunk<Values, kHalf, kOutputs>(x, x_stride, chunk, words, kept, sums); break;
-        case kAny: add_chunk<Values, kAny, kOutputs>(x, x_stride, chunk, words, kept, sums); break;
-        default: add_chunk<Values, kAll, kOutputs>(x, x_stride, chunk, words, kept, sums);
-      }
     }
-    alignas(32) float result[kPairs];
-    _mm256_store_ps(result, lane_sums(sums));
-    for (int r = 0; r < kRows && row + r < rows; ++r) {
-      for (int o = 0; o < kOutputs && output + o < last; ++o) {
-        y[(row + r) * ldy + output + o] = result[r * kOutputs + o];
+    for (int turn = 0; turn < kRows; ++turn) {
+      alignas(32) float result[kPairs];
+      _mm256_store_ps(result, lane_sums(sums[turn]));
+      const int64_t first = output + turn * kOutputs;
+      for (int r = 0; r < kRows && row + r < rows; ++r) {
+        for (int o = 0; o < kOutputs && first + o < last; ++o) {
+          y[(row + r) * ldy + first + o] = result[r * kOutputs + o];
+        }
       }
     }
   }
 
-  // Eight outputs of all rows, so that their weights come from memory once.
-  template <class Values>
-  void outputs(int64_t output, Chunk& chunk) const {
-    int row = 0;
-    for (; rows - row > 4; row += 8) {
-      for (int o = 0; o < 8 && output + o < last; ++o) run<Values, 1>(row, output + o, chunk);
+  // Weights `at` to `at + count` along k of the eight outputs; returns how many values each has there.
+  int64_t read_weights(int64_t output, int64_t at, int64_t count, Chunk& chunk) const {
+    const int64_t before = order == kAll ? at : at / w.m * w.n, kept = order == kAll ? count : count / w.m * w.n;
+    for (int o = 0; o < kPairs; ++o) {
+      const int64_t start = (output + o < last ? output + o : output) * kept_all + before;
+      if (order != kAll) chunk.masks[o].read(w, start * bits, count);
+      chunk.values[o] = static_cast<const uint8_t*>(w.values) + start * kNMTypeBytes[w.type];
+      if (kNMTypeBytes[w.type] == 1) {
+        decode_bf16(w, start, kept, chunk.decoded[o]);
+        chunk.values[o] = chunk.decoded[o];
+      }
     }
-    if (rows - row > 2) {
-      for (int o = 0; o < 8 && output + o < last; o += 2) run<Values, 2>(row, output + o, chunk);
-    } else if (rows - row == 2) {
-      for (int o = 0; o < 8 && output + o < last; o += 4) run<Values, 4>(row, output + o, chunk);
-    } else if (rows - row == 1) {
-      run<Values, 8>(row, output, chunk);
-    }
+    return kept;
   }
 };
 
@@ -213,11 +244,12 @@ void run(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64
   const bool half = w.indices != nullptr && 2 * w.n == w.m && 64 % w.m == 0;
   const Tile tile{w, block, rows, last, y, ldy, w.indices == nullptr ? kAll : half ? kHalf : kAny};
   Chunk chunk;
+  chunk.per_word = w.m > 0 && 64 % w.m == 0 ? 64 / w.m * w.n : 0;
   for (int64_t o = first; o < last; o += kPairs) {
     switch (w.type) {
-      case kNMFloat32: tile.outputs<FloatValues>(o, chunk); break;
-      case kNMFloat16: tile.outputs<HalfValues>(o, chunk); break;
-      default: tile.outputs<Bf16Values>(o, chunk);
+      case kNMFloat32: tile.run<FloatValues>(o, chunk); break;
+      case kNMFloat16: tile.run<HalfValues>(o, chunk); break;
+      default: tile.run<Bf16Values>(o, chunk);
     }
   }
 }

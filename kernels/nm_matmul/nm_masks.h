@@ -61,10 +61,8 @@ constexpr NibbleMasks kNibbleMasks;
 struct alignas(64) KeptMasks {
   uint64_t word[kMaskChunk / 64];
 
-  // The bits of `count` weights of `output` from `first` on, a multiple of kMaskChunk; zeros up
-  // to a multiple of 64.
-  inline void read(const NMWeight& w, int64_t output, int64_t first, int64_t count) {
-    const int64_t bit = (output * kept_count(w) + first / w.m * w.n) * index_bits(w);
+  // The bits of `count` weights whose indices start at `bit`; zeros up to a multiple of 64.
+  inline void read(const NMWeight& w, int64_t bit, int64_t count) {
     auto* const bytes = reinterpret_cast<uint8_t*>(word);
     const int64_t byte_count = (count + 7) / 8;
     if (bit % 8 == 0 && w.n == 2 && w.m == 4) {
