@@ -1,7 +1,7 @@
 // Bodies of NMPanelKernel: tiles of weights are written out row by row, then transposed in registers.
 
+#include "nm_matmul/nm_expand.h"
 #include "nm_matmul/nm_panels.h"
-#include "nm_matmul/nm_values.h"
 
 #define SNN_CONCAT_(a, b) a##b
 #define SNN_CONCAT(a, b) SNN_CONCAT_(a, b)
@@ -9,7 +9,7 @@
 namespace snn_core {
 namespace {
 
-constexpr int kTile = 64;  // inputs of a tile
+constexpr int kTile = kSpan;  // inputs of a tile
 
 // a0 b0 a1 b1 ... of the lower or upper halves.
 #if defined(__AVX512F__)
@@ -60,15 +60,6 @@ SNN_VECTOR_INLINE void transpose_tile(int64_t count, char* out, int64_t stride, 
     } else {
       for (int64_t i = 0; i < here; ++i) store_unaligned(out + (k + i) * stride, row[i]);
     }
-  }
-}
-
-template <class V, class Element>
-void expand(const NMWeight& w, int64_t output, int64_t first, int64_t last, Element* out) {
-  if (output >= w.outputs) {
-    __builtin_memset(out, 0, (last - first) * sizeof(Element));
-  } else {
-    expand_any<V>(w, output, first, last, out);
   }
 }
 
