@@ -46,7 +46,7 @@ PER_ISA_SOURCES = (
 #: The same, for every instruction set.
 NM_SOURCES = (
     "nm_matmul/nm_panel_rows.cpp", "nm_matmul/nm_event_rows.cpp", "nm_matmul/nm_lookup_rows.cpp",
-    "nm_matmul/nm_few_rows.cpp", "nm_matmul/nm_kept_rows.cpp",
+    "nm_matmul/nm_few_rows.cpp", "nm_matmul/nm_kept_rows.cpp", "nm_matmul/nm_dense_rows.cpp",
 )  # fmt: skip
 #: Namespace -> compiler flags. ``baseline`` exists everywhere; the others on x86-64 only.
 INSTRUCTION_SETS = {
