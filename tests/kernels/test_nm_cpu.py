@@ -244,7 +244,7 @@ def test_dense_activations(few: int, dtype: torch.dtype, weight_dtype: torch.dty
     assert_near(y, finished(x.float() @ dense.view(70, 64).T, weight), tolerance)
 
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "channels does not fit bits": {"bits": torch.zeros(4, 1, 1, 3, dtype=torch.uint8)},
     "channels must be groups": {"weight_shape": [8, 12, 1, 1]},
     "weight_shape must be": {"weight_shape": [8, 16]},
