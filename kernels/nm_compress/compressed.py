@@ -45,6 +45,10 @@ class CompressedNM:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+        for name in ("values", "indices", "scale"):
+            part = getattr(self, name)
+            if part is not None:
+                object.__setattr__(self, name, part.contiguous())  # as native code takes it
         pattern, blocks = self.pattern, self.num_blocks
         if self.values.shape != (blocks, pattern.n):
             raise ArgumentError(
@@ -204,7 +208,7 @@ class CompressedNM:
         Raises:
             ArgumentError: another dtype, shape or device.
         """
-        weight = self._replace(self.values, self.indices, scale)
+        weight = self._replace(self.values, self.indices, None if scale is None else scale.contiguous())
         weight._check_scale()
         return weight
 

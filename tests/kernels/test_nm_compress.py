@@ -160,6 +160,15 @@ def test_scale_multiplies_each_output():
     assert "scaled" in repr(scaled)
 
 
+def test_strided_parts_become_contiguous():
+    weight = CompressedNM.from_dense(pruned((4, 16), "2:4")[0]).quantize(torch.int8)
+    parts = [torch.stack((part, part), -1)[..., 0] for part in (weight.values, weight.indices, weight.scale)]
+    strided = CompressedNM(parts[0], parts[1], weight.shape, weight.pattern, parts[2])
+    assert torch.equal(strided.to_dense(), weight.to_dense())
+    for again in (strided, weight.with_scale(parts[2])):
+        assert all(part.is_contiguous() for part in (again.values, again.indices, again.scale))
+
+
 def test_moves_and_casts():
     weight, _ = pruned((4, 16), "2:4")
     compressed = CompressedNM.from_dense(weight, "2:4").with_scale(torch.ones(4))
