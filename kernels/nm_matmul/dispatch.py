@@ -21,7 +21,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import threading
 import time
 import warnings
@@ -43,14 +42,14 @@ MODES = ("measure", "heuristic", "off")
 FORMAT = 1
 
 #: Seconds that all candidates of a key may take together, once each has been called three times.
-BUDGET_SECONDS = 0.25
+BUDGET_SECONDS = 0.4
 #: Rounds in which every candidate that is still in the race has a turn, at least and at most.
 ROUNDS = (3, 9)
 #: A turn of a quick candidate lasts so long: a call of microseconds is not timed by itself.
 TURN_SECONDS = 5e-4
 TURN_CALLS = 50
-#: A candidate that takes so many times as long as the best is not called again.
-HOPELESS = 2.0
+#: A candidate that takes so many times as long as the best is not called again, after ROUNDS[0] rounds and before.
+CLOSE, HOPELESS = 1.3, 2.0
 #: The default is kept unless another is faster by more than this share: noise must not decide.
 MARGIN = 0.02
 #: Kept keys; shapes that depend on data could be any number. The oldest are forgotten.
@@ -190,7 +189,9 @@ def _measured(place: tuple[Any, ...], candidates: Sequence[Candidate], default: 
 
 
 def measure(candidates: Sequence[Candidate]) -> dict[str, float] | None:
-    """Median seconds a call, timed in turn; without those that raise (each warned of once).
+    """Seconds a call, timed in turn; without those that raise (each warned of once).
+
+    The shortest of several times counts: whatever else runs on the machine only adds to them.
 
     Returns:
         None where the results hold no data, so that there is nothing to time.
@@ -224,11 +225,11 @@ def measure(candidates: Sequence[Candidate]) -> dict[str, float] | None:
             break
         for timed in active.values():
             timed.turn()
-        best = min(timed.median() for timed in active.values())
-        active = {name: timed for name, timed in active.items() if timed.best() <= HOPELESS * best}
+        limit = (HOPELESS if number + 1 < ROUNDS[0] else CLOSE) * min(timed.best() for timed in active.values())
+        active = {name: timed for name, timed in active.items() if timed.best() <= limit}
         if len(active) == 1:
             break
-    return {name: timed.median() for name, timed in measured.items()}
+    return {name: timed.best() for name, timed in measured.items()}
 
 
 class _Timed:
@@ -255,9 +256,6 @@ class _Timed:
     def _finish(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
-
-    def median(self) -> float:
-        return statistics.median(self.times)
 
     def best(self) -> float:
         return min(self.times)
