@@ -36,8 +36,6 @@ VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.
 X_DTYPES = VALUE_DTYPES[:3]
 #: Programs that the reduction is split for: about two a multiprocessor of the GPUs of today, whatever this one has.
 WANTED_PROGRAMS = 256
-#: Weights (with padding) along the reduction that a program handles at once.
-TILE_K = 128
 #: Elements, with padding, that a program of the kernels without a product handles.
 FLAT_ELEMENTS = 4096
 
@@ -53,23 +51,31 @@ def why_not(n: int, m: int) -> str:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Rows and outputs of a program, its warps, and loads that are in flight."""
+    """Rows, outputs and weights (with padding) along the reduction that a program takes at once, its warps, and loads
+    that are in flight."""
 
     rows: int
     outputs: int
+    size: int
     warps: int
     stages: int
 
 
-def tiling(rows: int) -> Tiling:
-    """By rows alone: few rows are limited by the bytes of the weight, many by decompressing it again and again."""
+def tiling(rows: int, fours: bool) -> Tiling:
+    """By rows: few are limited by the bytes of the weight, many by decompressing it again and again.
+
+    ``fours``: 2:4 or 1:4 in 16 bits; the others need more registers. From machine code without spills; speed is not yet
+    measured on a GPU.
+    """
     if interpreted():
-        return Tiling(16, 32, 4, 1)
+        return Tiling(16, 32, 128, 4, 1)
+    if not fours:
+        return Tiling(16, 32, 64, 4, 2) if rows <= 16 else Tiling(64, 32, 64, 4, 2)
     if rows <= 16:
-        return Tiling(16, 32, 4, 4)
+        return Tiling(16, 64, 128, 4, 4)
     if rows <= 32:
-        return Tiling(32, 64, 4, 4)
-    return Tiling(64, 64, 4, 3) if rows <= 64 else Tiling(128, 64, 8, 3)
+        return Tiling(32, 64, 128, 4, 4)
+    return Tiling(64, 64, 128, 4, 3) if rows <= 64 else Tiling(128, 64, 128, 8, 3)
 
 
 def _cdiv(a: int, b: int) -> int:
@@ -113,17 +119,20 @@ def _check_row(row: Tensor | None, name: str, size: int, device: torch.device) -
         _check(fits, f"{name} must be float32 [{size}] beside values")
 
 
-def _stored(values: Tensor) -> Tensor:
-    return values.view(torch.uint8) if values.dtype == torch.float8_e4m3fn else values
-
-
-def _constants(values: Tensor, n: int, m: int, row_blocks: int, compute: torch.dtype) -> dict[str, Any]:
-    padded = 1 << (m - 1).bit_length()
-    pairs = (n, m) == (2, 4) and row_blocks % 2 == 0
-    return {
-        "N": n, "M": m, "MP": padded, "BITS": (m - 1).bit_length(), "PAIRS": pairs,
-        "STORED": _STORED.get(values.dtype, PLAIN.value), "COMPUTE": _COMPUTE[compute],
+def _weight(
+    values: Tensor, indices: Tensor, n: int, m: int, row_blocks: int, compute: torch.dtype
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Values and indices as the kernels read them, and the constants that say how."""
+    stored = _STORED.get(values.dtype, PLAIN.value)
+    whole_words = m == 4 and n <= 2 and row_blocks % (16 // n) == 0 and indices.data_ptr() % 4 == 0
+    fours = whole_words and compute.itemsize == 2 and values.data_ptr() % (n * values.element_size()) == 0
+    constants = {
+        "N": n, "M": m, "MP": 1 << (m - 1).bit_length(), "BITS": (m - 1).bit_length(), "FOURS": fours,
+        "STORED": stored, "COMPUTE": _COMPUTE[compute],
     }  # fmt: skip
+    if fours:
+        return values.view(_INTEGERS[n * values.element_size()]), indices.view(torch.int32), constants
+    return (values.view(torch.uint8) if stored == E4M3.value else values), indices, constants
 
 
 def _product_dtype(x: torch.dtype, values: torch.dtype) -> torch.dtype:
@@ -150,19 +159,20 @@ def nm_dense_triton(
         return y
     if size == 0:
         return y.zero_() if bias is None else y.copy_(bias.expand_as(y))
-    chosen = tiling(rows)
-    constants = _constants(values, n, m, row_blocks, _product_dtype(x.dtype, values.dtype))
-    blocks = max(1, TILE_K // constants["MP"])
+    assert indices is not None
+    product_dtype = _product_dtype(x.dtype, values.dtype)
+    stored, positions, constants = _weight(values, indices, n, m, row_blocks, product_dtype)
+    chosen = tiling(rows, constants["FOURS"])
+    blocks = max(1, chosen.size // constants["MP"])
     grid = (_cdiv(outputs, chosen.outputs), _cdiv(rows, chosen.rows))
     tiles = _cdiv(row_blocks, blocks)
     splits = max(1, min(WANTED_PROGRAMS // (grid[0] * grid[1]), tiles // 2))
     split_tiles = _cdiv(tiles, splits)
     splits = _cdiv(tiles, split_tiles)
     partials = x.new_empty((splits, rows, outputs), dtype=torch.float32) if splits > 1 else None
-    assert indices is not None
     launch(
         dense_kernel, (*grid, splits),
-        (x, _stored(values), indices, scale, bias, y, partials, rows, outputs, row_blocks, size, row_blocks * n,
+        (x, stored, positions, scale, bias, y, partials, rows, outputs, row_blocks, size, row_blocks * n,
          indices.numel(), split_tiles),
         {**constants, "BR": chosen.rows, "BO": chosen.outputs, "NB": blocks, "num_warps": chosen.warps,
          "num_stages": chosen.stages},
@@ -183,13 +193,13 @@ def nm_decompress_triton(
     dense = values.new_empty((rows, row_blocks * m), dtype=out_dtype)
     if dense.numel() == 0:
         return dense
-    exact = values.dtype if values.dtype in X_DTYPES else torch.float32
-    constants = _constants(values, n, m, row_blocks, exact)
-    blocks = max(2, 256 // constants["MP"])
+    exact = values.dtype if values.dtype in X_DTYPES else torch.bfloat16
+    stored, positions, constants = _weight(values, indices, n, m, row_blocks, exact)
+    blocks = max(1, 256 // constants["MP"])
     tile_rows = max(1, FLAT_ELEMENTS // (blocks * constants["MP"]))
     launch(
         decompress_kernel, (_cdiv(row_blocks, blocks), _cdiv(rows, tile_rows)),
-        (_stored(values), indices, scale, dense, rows, row_blocks, row_blocks * m, row_blocks * n, indices.numel()),
+        (stored, positions, scale, dense, rows, row_blocks, row_blocks * m, row_blocks * n, indices.numel()),
         {**constants, "ROWS": tile_rows, "NB": blocks, "num_warps": 4},
     )  # fmt: skip
     return dense

@@ -73,6 +73,9 @@ for _pattern in PATTERNS:
     case(dense_product, _pattern, 3, 37, 7, torch.float32, torch.float32)
 for _dtype in (torch.float16, torch.int8, torch.float8_e4m3fn):
     case(dense_product, "2:4", 17, 33, 70, torch.float16, _dtype)
+for _dtype in (torch.float16, torch.int8, torch.float8_e4m3fn):  # rows of whole words of positions
+    case(dense_product, "2:4", 3, 33, 72, torch.float16, _dtype)
+    case(dense_product, "1:4", 3, 5, 48, torch.float16, _dtype)
 case(dense_product, "2:4", 5, 20, 300, torch.float32, torch.float16)
 case(dense_product, "1:4", 2, 5, 300, torch.float16, torch.float32)
 
@@ -116,13 +119,12 @@ def non_finite_products() -> None:
     assert y[:, 2].isnan().all()
 
 
-def e4m3(index: int) -> None:
-    """Every e4m3 number, NaN and subnormal ones included, is decoded as torch does."""
+def e4m3(index: int, rows: int) -> None:
+    """Every e4m3 number, NaN and subnormal ones included, is decoded as torch does. In 256 rows, rows have no whole
+    words of positions."""
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    blocks = torch.zeros(256, 1).to(torch.float8_e4m3fn)
-    blocks[:, 0] = values
     indices = torch.full((64,), index * 0b01010101, dtype=torch.uint8)
-    dense = torch.ops.snn_core.nm_decompress_triton(blocks, indices, 1, 4, 16, None, torch.float32)
+    dense = torch.ops.snn_core.nm_decompress_triton(values[:, None], indices, 1, 4, rows, None, torch.float32)
     expected = torch.zeros(256, 4)
     expected[:, index] = values.float()
     assert torch.equal(dense.view(256, 4).nan_to_num(7.5), expected.nan_to_num(7.5))
@@ -130,15 +132,15 @@ def e4m3(index: int) -> None:
     assert int(dense.isnan().sum()) == 2
 
 
-for _index in (0, 3):
-    case(e4m3, _index)
+case(e4m3, 0, 16)
+case(e4m3, 3, 256)
 
 
-def decompress(pattern: str, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+def decompress(pattern: str, dtype: torch.dtype, out_dtype: torch.dtype, blocks: int = 11) -> None:
     from snn_core.kernels.nm_compress import CompressedNM
 
     m = int(pattern.split(":")[1])
-    weight = CompressedNM.from_dense(pruned(9, 11 * m, pattern), pattern)
+    weight = CompressedNM.from_dense(pruned(9, blocks * m, pattern), pattern)
     weight = weight.quantize(dtype) if dtype == torch.int8 else weight.to(dtype=dtype)
     arguments = (weight.values, weight.indices, weight.pattern.n, weight.pattern.m, 9, weight.scale, out_dtype)
     dense = torch.ops.snn_core.nm_decompress_triton(*arguments)
@@ -152,6 +154,23 @@ for _pattern in PATTERNS:
 case(decompress, "2:4", torch.float16, torch.float16)
 case(decompress, "2:4", torch.int8, torch.float16)
 case(decompress, "2:4", torch.float16, torch.float32)
+for _pattern in ("2:4", "1:4"):
+    case(decompress, _pattern, torch.float16, torch.float16, 48)
+    case(decompress, _pattern, torch.bfloat16, torch.bfloat16, 48)
+    case(decompress, _pattern, torch.int8, torch.float32, 48)
+
+
+@case
+def misaligned_parts() -> None:
+    """Parts of a larger tensor are read by elements where words would not be aligned."""
+    from snn_core.kernels.nm_compress import CompressedNM
+
+    weight = CompressedNM.from_dense(pruned(5, 128, "2:4", torch.float16))
+    values = torch.cat([torch.zeros(1).half(), weight.values.flatten()])[1:].view(-1, 2)
+    indices = torch.cat([torch.zeros(1, dtype=torch.uint8), weight.indices])[1:]
+    for parts in ((values, weight.indices), (weight.values, indices), (values, indices)):
+        dense = torch.ops.snn_core.nm_decompress_triton(*parts, 2, 4, 5, None, torch.float16)
+        assert torch.equal(dense, weight.to_dense())
 
 
 def compress(pattern: str, dtype: torch.dtype, with_mask: bool) -> None:
