@@ -182,6 +182,8 @@ def make_nm(
     pattern = NMPattern.parse(pattern)
     chosen = dict.fromkeys(_layers_to_make(model, pattern, include, exclude, transposable), pattern)
 
+    model = model if inplace else copy.deepcopy(model)  # masked layers take over parameters, and change them
+
     def make(name: str, module: nn.Module) -> nn.Module:
         weight = _dense_weight(module)
         mask = transposable_mask(weight, pattern) if transposable else nm_mask_by_magnitude(weight, pattern)
@@ -190,7 +192,7 @@ def make_nm(
         assert isinstance(module, nn.Conv2d)
         return NMConv2d.from_dense(module, pattern, mask)
 
-    masked = replace_layers(model, chosen, make, inplace=inplace)
+    masked = replace_layers(model, chosen, make, inplace=True)
     return compress(masked, chosen, dtype=dtype, inplace=True) if compressed else masked
 
 
@@ -267,14 +269,15 @@ def _undivided(module: nn.Module, pattern: NMPattern, transposable: bool) -> str
 def _pattern_of(module: nn.Module, asked: NMPattern | str | None, mask: Tensor | None) -> tuple[NMPattern | None, str]:
     """The pattern to compress a layer to, or None and why not."""
     weight = _dense_weight(module)
-    kept = weight if mask is None else mask
+    own = module.mask if isinstance(module, MaskedLayer) else weight
+    kept = own if mask is None else mask
     if kept.shape != weight.shape:
         raise ArgumentError(f"masks: expected shape {list(weight.shape)}, got {list(kept.shape)}")
     candidates: Sequence[NMPattern] = KNOWN_PATTERNS
     if asked is not None:
         candidates = (NMPattern.parse(asked),)
     elif isinstance(module, MaskedLayer):
-        candidates, kept = (module.pattern,), module.mask
+        candidates = (module.pattern,)
     for pattern in candidates:
         if pattern.divides(weight) and check_nm(kept, pattern) == 0:
             return pattern, ""
@@ -284,17 +287,17 @@ def _pattern_of(module: nn.Module, asked: NMPattern | str | None, mask: Tensor |
 
 
 def replace_layers(
-    model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Module], nn.Module],
-    *, inplace: bool,
-) -> nn.Module:  # fmt: skip
-    """``model`` or a copy of it with the named modules exchanged, everywhere they occur."""
-    model = model if inplace else copy.deepcopy(model)
-    new: dict[int, nn.Module] = {}
-    for name in names:
-        module = model.get_submodule(name)
-        new[id(module)] = make(name, module)
+    model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Module], nn.Module], *, inplace: bool
+) -> nn.Module:
+    """``model`` or a copy of it with the named modules exchanged, everywhere they occur; ``make`` leaves its argument
+    alone. Exchanged modules are not copied: of large weights there is never a second dense set.
+    """
+    modules = dict(model.named_modules())
+    new = {id(modules[name]): make(name, modules[name]) for name in names}
     if id(model) in new:
         return new[id(model)]
+    if not inplace:
+        model = copy.deepcopy(model, dict(new))  # what deepcopy finds in its memo it takes for copied already
     for parent in list(model.modules()):
         for child_name, child in parent._modules.items():
             if child is not None and id(child) in new:

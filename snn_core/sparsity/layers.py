@@ -246,7 +246,8 @@ def _with_parameters(layer: Any, weight: Tensor, bias: Tensor | None, training: 
 
 def of_dense(layer: nn.Module, weight: CompressedNM, *, backend: str = "auto") -> CompressedLinear | CompressedConv2d:
     """The compressed form of an ``nn.Linear`` or ``nn.Conv2d`` with ``weight`` in place of its own."""
-    bias = layer._parameters["bias"]
+    offset = layer._parameters["bias"]
+    bias = None if offset is None else offset.detach().clone()
     if isinstance(layer, nn.Linear):
         compressed: CompressedLinear | CompressedConv2d = CompressedLinear(weight, bias, backend=backend)
     else:

@@ -186,11 +186,34 @@ def test_transposable_masks_by_magnitude():
     assert check_nm(layer.mask, "2:4") == check_nm(layer.mask.transpose(0, 1), "2:4") == 0
 
 
+def test_a_compressed_copy_shares_nothing_with_the_model():
+    model = make_nm(make_model())
+    state = copy.deepcopy(model.state_dict())
+    compressed = compress(model)
+    held = {tensor.data_ptr() for tensor in compressed.state_dict().values()}
+    assert not held & {tensor.data_ptr() for tensor in model.state_dict().values()}
+    dense = decompress(compressed)
+    assert not held & {tensor.data_ptr() for tensor in dense.state_dict().values()}
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_only_the_mask_says_what_a_masked_layer_keeps():
+    layer = make_nm(nn.Linear(8, 4), "1:4")
+    with torch.no_grad():
+        layer.weight.fill_(1)  # as after loading a dense checkpoint
+    x = torch.rand(3, 8, generator=generator())
+    for patterns in (None, "1:4", {"": "2:4"}):
+        torch.testing.assert_close(compress(layer, patterns)(x), layer(x).detach(), **CLOSE)
+
+
 def test_shared_layers_stay_shared():
     layer = nn.Linear(8, 8)
     model = nn.Sequential(layer, nn.ReLU(), layer)
     compressed = make_nm(model, compressed=True)
     assert compressed[0] is compressed[2]
+    again = decompress(compressed)
+    assert again[0] is again[2]
+    assert again[0] is not layer
     assert isinstance(compressed[0], CompressedLinear)
 
 
