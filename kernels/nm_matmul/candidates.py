@@ -113,10 +113,12 @@ class Problem:
             return y.view(self.output_shape)
         return y.permute(0, 3, 1, 2).unflatten(0, self.lead_shape)
 
-    def fuses(self, backend: str) -> bool:
+    def fuses(self, backend: str, packed: bool) -> bool:
         """Whether the native library takes product and LIF in one."""
         wanted = wanted_backend(backend, (*BACKENDS, *MORE_BACKENDS))
-        if not self.takes_spikes() or wanted not in ("auto", "cpp", "cuda"):
+        groups = 1 if self.convolution is None else self.convolution[3]
+        bytewise = groups == 1 or not packed or self.weight.shape[0] // groups % 8 == 0
+        if not self.takes_spikes() or not bytewise or wanted not in ("auto", "cpp", "cuda"):
             return False
         return native_backend(self.device) is not None
 

@@ -230,7 +230,7 @@ def _with_lif(
     if dims < 0:
         raise ArgumentError(f"x has shape {list(x.shape)}; it needs a time dimension before the others")
     problem = Problem(x, weight, torch.float32, convolution)
-    if isinstance(x, PackedSpikes) and problem.fuses(backend):
+    if isinstance(x, PackedSpikes) and problem.fuses(backend, packed):
         _check_state(v0, problem.output_shape[1:])
         return problem.run_with_lif(v0, neuron, packed, out_dtype)
     if _needs_gradient(x, weight):

@@ -177,6 +177,24 @@ def test_convolution_with_lif(backend: str, packed: bool, with_batch: bool) -> N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels", [(16, 12), (16, 16), (8, 6)])
+def test_grouped_convolution_with_lif(backend: str, channels: tuple[int, int]) -> None:
+    s = spikes(3, 2, channels[0], 5, 5, rate=0.4)
+    dense = (sparse_weight(channels[1], channels[0] // 2, 3, 3, pattern="2:4")[1] * 8).round() / 8
+    current = F.conv2d(s.flatten(0, -4), dense, None, 1, 1, 1, 2).unflatten(0, (3, 2))
+    arguments = PackedSpikes.from_dense(s, -3), CompressedNM.from_dense(dense, "2:4")
+    if backend == "cpp" and channels[0] // 2 % 8:  # a group ends inside a byte
+        with pytest.raises(BackendUnavailableError, match="cpp"):
+            nm_conv2d_lif(*arguments, padding=1, groups=2, backend=backend)
+        return
+    got, v_last = nm_conv2d_lif(*arguments, padding=1, groups=2, backend=backend)
+    expected, expected_v = lif(current)
+    assert isinstance(got, PackedSpikes)
+    assert torch.equal(got.to_dense(), expected)
+    torch.testing.assert_close(v_last, expected_v, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_zeros_of_either_sign_empty_blocks_and_empty_inputs(backend: str) -> None:
     dense = torch.zeros(5, 32)
     dense[0, 0], dense[1, 5], dense[2, 31] = -0.0, 2.0, -3.0
