@@ -75,8 +75,14 @@ CUDA_KERNEL_SOURCES = (
     ("lif/lif_kernels.cu", ("-DSNN_STORAGE=BFloat16", "-DSNN_TABLE=cuda_lif_bfloat16")),
     ("lif/lif_kernels.cu", ("-DSNN_STORAGE=Float16", "-DSNN_TABLE=cuda_lif_float16")),
     ("spike_pack/spike_pack_kernels.cu", ()),
+    ("spike_pack/spike_windows_kernels.cu", ()),
+    ("nm_matmul/nm_gemm_kernels.cu", ("-DSNN_MMA=MmaBFloat16", "-DSNN_TABLE=cuda_gemm_bfloat16")),
+    ("nm_matmul/nm_gemm_kernels.cu", ("-DSNN_MMA=MmaFloat16", "-DSNN_TABLE=cuda_gemm_float16")),
+    ("nm_matmul/nm_gemm_kernels.cu", ("-DSNN_MMA=MmaInt8", "-DSNN_TABLE=cuda_gemm_int8")),
+    ("nm_matmul/nm_rows_kernels.cu", ()),
+    ("nm_matmul/nm_convert_kernels.cu", ()),
 )
-CUDA_HOST_SOURCES = ("lif/lif.cu", "spike_pack/spike_pack.cu")
+CUDA_HOST_SOURCES = ("lif/lif.cu", "spike_pack/spike_pack.cu", "spike_pack/spike_windows.cu", "nm_matmul/nm_matmul.cu")
 #: Compute capabilities with machine code in ``_cuda.so``; it runs on every later one of the same major version.
 CUDA_ARCHITECTURES = ("80", "90")
 #: ``--fmad=false``: spikes must be equal on every backend, so no multiplication and addition may be fused.

@@ -9,6 +9,7 @@
 #if defined(SNN_EMULATED)
 
 #include "native/device.h"
+#include "native/emulation.h"
 
 namespace snn_core {
 
@@ -27,6 +28,17 @@ struct Launcher {
     blockDim.x = static_cast<unsigned>(threads);
     for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
       for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) kernel(arguments);
+    }
+  }
+
+  // A kernel whose threads work together (device_block.h).
+  template <class Arguments>
+  void together(void (*kernel)(Arguments), int64_t blocks, int threads, int shared_bytes,
+                const Arguments& arguments) const {
+    gridDim.x = static_cast<unsigned>(blocks);
+    blockDim.x = static_cast<unsigned>(threads);
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+      emulation::block().run(threads, shared_bytes, [&] { kernel(arguments); });
     }
   }
 };
@@ -70,6 +82,7 @@ inline cudaStream_t current_stream(int device) {
 // Nothing here waits for the device, so that launches can be captured in a CUDA graph.
 struct Launcher {
   static constexpr int64_t kMaxBlocks = INT32_MAX;
+  static constexpr int kSharedByDefault = 48 << 10;
 
   explicit Launcher(int device) : guard(device), device(device) {
     // The CUDA runtime linked into this library is not torch's and has its own idea of the current device.
@@ -92,6 +105,21 @@ struct Launcher {
     void* parameters[] = {const_cast<Arguments*>(&arguments)};
     check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
                                 dim3(static_cast<unsigned>(threads)), parameters, 0, stream),
+               "kernel launch");
+  }
+
+  // A kernel whose threads work together (device_block.h), with `shared_bytes` of shared memory.
+  template <class Arguments>
+  void together(void (*kernel)(Arguments), int64_t blocks, int threads, int shared_bytes,
+                const Arguments& arguments) const {
+    const auto* const function = reinterpret_cast<const void*>(kernel);
+    if (shared_bytes > kSharedByDefault) {
+      check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+                 "shared memory of a kernel");
+    }
+    void* parameters[] = {const_cast<Arguments*>(&arguments)};
+    check_cuda(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                                parameters, shared_bytes, stream),
                "kernel launch");
   }
 

@@ -33,6 +33,12 @@ inline int32_t shim_dtype(ScalarType dtype) {
       return aoti_torch_dtype_float16();
     case ScalarType::Byte:
       return aoti_torch_dtype_uint8();
+    case ScalarType::Char:
+      return aoti_torch_dtype_int8();
+    case ScalarType::Float8_e4m3fn:
+      return aoti_torch_dtype_float8_e4m3fn();
+    case ScalarType::Long:
+      return aoti_torch_dtype_int64();
     case ScalarType::Double:
       return aoti_torch_dtype_float64();
     case ScalarType::Float:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from snn_core.kernels.lif import reference, schema  # noqa: F401  (defines the operators)
-from snn_core.kernels.native import build, cpu_library, cuda_library
+from snn_core.kernels.native import cpu_library
 from snn_core.kernels.spike_pack import ops  # noqa: F401
+from tests.kernels import cuda_implementations
 
 pytestmark = pytest.mark.skipif(not cpu_library().available, reason=f"native library {cpu_library().reason}")
 
@@ -42,32 +43,15 @@ WIDE = {"emulated": 1024, "cuda": 1024 * 264}
 
 
 @dataclass(frozen=True)
-class Implementation:
-    namespace: Any
-    device: str
+class Implementation(cuda_implementations.Implementation):
     exact: bool
     wide: int
 
-    def __call__(self, name: str, *arguments: Any) -> tuple[Tensor, ...]:
-        """An operator on copies of the arguments with their strides; the results come back to the CPU."""
-        moved = [self.place(a) if isinstance(a, Tensor) else a for a in arguments]
-        result = getattr(self.namespace, name)(*moved)
-        return tuple(t.cpu() for t in (result if isinstance(result, tuple) else (result,)))
 
-    def place(self, tensor: Tensor) -> Tensor:
-        storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-        return storage.to(self.device, copy=True).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-
-@pytest.fixture(scope="module", params=["emulated", "cuda"] if torch.cuda.is_available() else ["emulated"])
-def cuda(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Implementation:
-    if request.param == "cuda":
-        if not cuda_library().available:
-            pytest.skip(f"CUDA library: {cuda_library().reason}")
-        return Implementation(torch.ops.snn_core, "cuda", False, WIDE[request.param])
-    library = build.build_emulated(tmp_path_factory.mktemp("emulated") / "emulated.so", extra_flags=("-O1",))
-    torch.ops.load_library(str(library))
-    return Implementation(torch.ops.snn_core_emulated, "cpu", True, WIDE[request.param])
+@pytest.fixture(scope="module", params=cuda_implementations.DEVICES)
+def cuda(request: pytest.FixtureRequest) -> Implementation:
+    of = cuda_implementations.implementation(request.param)
+    return Implementation(of.namespace, of.device, of.emulated, WIDE[request.param])
 
 
 def normal(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
