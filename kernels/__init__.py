@@ -1,6 +1,12 @@
 """Operators on tensors; imports with torch and numpy alone."""
 
-from snn_core.kernels.event_frames import event_frames
+from snn_core.kernels.event_frames import (
+    EventFramer,
+    RecordingExtent,
+    event_frames,
+    event_frames_batch,
+    normalise_frames,
+)
 from snn_core.kernels.frame_conv import frame_conv2d_lif
 from snn_core.kernels.lif import lif
 from snn_core.kernels.nm_compress import CompressedNM
@@ -10,15 +16,19 @@ from snn_core.kernels.topk_sampler import sample_topk
 
 __all__ = [
     "CompressedNM",
+    "EventFramer",
     "Explanation",
     "PackedSpikes",
+    "RecordingExtent",
     "event_frames",
+    "event_frames_batch",
     "frame_conv2d_lif",
     "lif",
     "nm_conv2d",
     "nm_conv2d_lif",
     "nm_matmul",
     "nm_matmul_lif",
+    "normalise_frames",
     "pack_spikes",
     "sample_topk",
     "unpack_spikes",

@@ -1,29 +1,43 @@
-"""Operator ``event_frames``: a recording's events counted into T frames, vectorised in numpy.
+"""Operator ``event_frames``: the events of recordings counted into frames.
 
-Bin edges are those of tonic 1.6 (``tonic.transforms.ToFrame`` without overlap, to which the tests compare):
+Bin edges, in the two conventions of the field, which differ only in what becomes of the end of a recording:
 
-* Equal time: ``window = (t_last - t_first) // T`` in whole microseconds; bin k holds the events with
-  ``t_first + k * window <= t < t_first + (k + 1) * window``. Half-open bins of equal length: events at or after
-  ``t_first + T * window`` belong to no bin. So the last event (and all at its time stamp) is always dropped, together
-  with a remainder of at most T - 1 microseconds; a recording shorter than T microseconds gives empty frames.
-* Equal count: ``share = number of events // T``; bin k holds the events ``k * share`` to ``(k + 1) * share - 1`` in
-  file order. The last ``number of events mod T`` events belong to no bin; fewer than T events give empty frames.
+* Equal time (``n_time_bins=T``): ``window = (t_last - t_first) // T`` in whole microseconds; frame k holds the events
+  with ``t_first + k * window <= t < t_first + (k + 1) * window``. tonic (``ToFrame`` without overlap): events at or
+  after ``t_first + T * window`` belong to no frame, so the last event (and all at its time stamp) is always dropped,
+  together with a remainder of at most T - 1 microseconds; a recording shorter than T microseconds gives empty frames.
+  SpikingJelly (``integrate_events_by_fixed_frames_number``, split by "time"): the last frame takes them all.
+  (SpikingJelly itself fails where a frame before the last has no event; here it stays empty.)
+* Equal count (``n_event_bins=T``): ``share = number of events // T``; frame k holds the events ``k * share`` to
+  ``(k + 1) * share - 1`` in file order. tonic: the last ``number of events mod T`` events belong to no frame, and fewer
+  than T events give empty frames. SpikingJelly (split by "number"): the last frame takes them.
+* Fixed window (``time_window`` microseconds): frame k holds the events with ``t_first + k * time_window <= t <
+  t_first + (k + 1) * time_window``; with ``span = t_last - t_first`` there are, and at least one, in tonic's convention
+  ``span // time_window`` frames, or with ``include_incomplete`` the next whole number up; what comes later is dropped
+  (the event at the very end of a whole number of windows too). In SpikingJelly's
+  (``integrate_events_by_fixed_duration``) it is the next whole number up, and the last frame takes an event at its end.
 
-Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Zero events give empty frames of shape [T, 2, H, W]
-(tonic gives [T, 2, W, H] there, which differs for sensors that are not square).
+Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Zero events give empty frames [T, 2, H, W], one for
+``time_window`` (tonic gives [T, 2, W, H], which differs for sensors that are not square, and fails for windows).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import DTypeLike, NDArray
 
-from snn_core.errors import ArgumentError
+from snn_core.errors import ArgumentError, BackendUnavailableError
+from snn_core.kernels.event_frames.layout import bytes_of, checked_events, fields_of
+from snn_core.kernels.event_frames.numpy_frames import add_events
+from snn_core.kernels.event_frames.rules import checked_sensor_size, empty_frames, rule_of
+from snn_core.kernels.native import cpu_library, native_backend, wanted_backend
 
-MAX_COUNT = 255
-FIELDS = ("t", "x", "y", "p")
+BACKENDS = ("cpp", "numpy")
+_CPU = torch.device("cpu")
 
 
 def event_frames(
@@ -32,102 +46,179 @@ def event_frames(
     *,
     n_time_bins: int | None = None,
     n_event_bins: int | None = None,
-) -> tuple[NDArray[np.uint8], int]:
+    time_window: int | None = None,
+    convention: str = "tonic",
+    include_incomplete: bool = False,
+    dtype: DTypeLike = np.uint8,
+    backend: str = "auto",
+) -> tuple[NDArray[Any], int]:
     """Count the events of one recording per bin, polarity and pixel.
 
     Args:
-        events: structured array [num_events] with integer (or, for ``p``, boolean) fields ``t x y p``; ``t`` in
-            microseconds and ascending for ``n_time_bins``; 0 <= x < W, 0 <= y < H, p 0 (OFF) or 1 (ON).
+        events: structured array [num_events], of any layout and strides, with integer (or, for ``p``, boolean) fields
+            ``t x y p``; ``t`` in microseconds and ascending for bins of time; 0 <= x < W, 0 <= y < H, p 0 (OFF) or 1
+            (ON). It is read where it lies; only other byte orders and arrays that run backwards are copied.
         sensor_size: (W, H, 2), as tonic writes it.
         n_time_bins: T frames of equal length in time.
-        n_event_bins: T frames of equal number of events. Exactly one of the two is given.
+        n_event_bins: T frames of equal number of events.
+        time_window: frames of so many microseconds; T follows from the recording. Exactly one of the three is given.
+        convention: "tonic" or "spikingjelly": what becomes of the last events, see the top of this module.
+        include_incomplete: for ``time_window`` in tonic's convention, keep the last window that is not full.
+        dtype: of the counts: uint8, int16 (tonic's) or int32.
+        backend: "cpp" (torch's threads), "numpy", or "auto", the first of them that is there.
 
     Returns:
-        frames uint8 [T, 2, H, W], counts clipped at 255; and how many cells of these frames were clipped
-        (0 means that the counts are exact). The bin edges are described at the top of this module.
+        frames [T, 2, H, W] of ``dtype``, counts clipped at its largest value; and how many cells of these frames were
+        clipped (0 means that the counts are exact).
 
     Raises:
-        ArgumentError: not exactly one of the two bin arguments, a number of bins below 1, an array without the four
-            integer fields, coordinates or polarities outside the sensor, time stamps that go backwards.
+        ArgumentError: not exactly one of the three bin arguments, one below 1, an array without the four integer
+            fields, coordinates or polarities outside the sensor, time stamps that go backwards, frames beyond memory.
+        BackendUnavailableError: ``backend="cpp"`` without the native library.
 
-    Source: the convention of tonic's ``ToFrame`` (Lenz et al., tonic, doi 10.5281/zenodo.5079802).
+    Source: the conventions of tonic's ``ToFrame`` (Lenz et al., tonic, doi 10.5281/zenodo.5079802) and of
+    SpikingJelly's ``integrate_events_by_*`` (Fang et al., Science Advances 9, eadi1480, 2023).
     """
-    width, height, polarities = _checked_sensor_size(sensor_size)
-    bins = _checked_bins(n_time_bins, n_event_bins)
-    _check_fields(events)
-    shape = (bins, polarities, height, width)
-    if len(events) == 0:
-        return np.zeros(shape, np.uint8), 0
-
-    x, y, p = (_checked_range(events, *bound) for bound in (("x", width), ("y", height), ("p", polarities)))
-    cell = (p * height + y) * width + x
-    if n_time_bins is not None:
-        step, kept = _time_bins(events["t"], bins)
-    else:
-        step, kept = _count_bins(len(events), bins)
-    frame_size = polarities * height * width
-    counts = np.bincount(step * frame_size + cell[:kept], minlength=bins * frame_size).reshape(shape)
-    saturated = int(np.count_nonzero(counts > MAX_COUNT)) if kept > MAX_COUNT else 0
-    if saturated:
-        np.minimum(counts, MAX_COUNT, out=counts)
-    return counts.astype(np.uint8), saturated
+    rule = rule_of(n_time_bins, n_event_bins, time_window, convention, include_incomplete)
+    width, height = checked_sensor_size(sensor_size)
+    events = checked_events(events)
+    bins, start, step = rule.of(events)
+    frames = empty_frames((1, bins, 2, height, width), dtype)
+    saturated, _ = add_to_frames(frames, [events], rule.by, start, step, rule.rest, chosen_backend(backend))
+    return frames[0], int(saturated[0])
 
 
-def _time_bins(t: NDArray[Any], bins: int) -> tuple[NDArray[np.int64], int]:
-    """Bin of each event that lies in a bin, and how many (the first so many) do. ``t`` must ascend."""
-    t = t.astype(np.int64)
-    backwards = t[1:] < t[:-1]
-    if backwards.any():
-        index = int(backwards.argmax()) + 1
-        raise ArgumentError(
-            f"events['t'] must ascend for n_time_bins, but event {index} is at {t[index]} us after {t[index - 1]} us; "
-            "sort the events by time first"
+def event_frames_batch(
+    recordings: Sequence[NDArray[Any]],
+    sensor_size: tuple[int, int, int],
+    *,
+    n_time_bins: int | None = None,
+    n_event_bins: int | None = None,
+    convention: str = "tonic",
+    dtype: DTypeLike = np.uint8,
+    out: NDArray[Any] | None = None,
+    backend: str = "auto",
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """:func:`event_frames` of many recordings in one call, on several threads.
+
+    Args:
+        recordings: structured arrays [num_events], as for :func:`event_frames`; their layouts may differ.
+        sensor_size, n_time_bins, n_event_bins, convention, dtype, backend: as there, for all of them.
+        out: C-contiguous [B, T, 2, H, W] of ``dtype`` to write to, instead of a new array.
+
+    Returns:
+        frames [B, T, 2, H, W], and int64 [B], how many cells of each were clipped.
+
+    Raises:
+        ArgumentError, BackendUnavailableError: as there; the message names the recording.
+    """
+    rule = rule_of(n_time_bins, n_event_bins, None, convention, False)
+    width, height = checked_sensor_size(sensor_size)
+    chosen = chosen_backend(backend)
+    checked = [checked_events(events, f"recordings[{index}]") for index, events in enumerate(recordings)]
+    frames = _frames_in(out, (len(checked), rule.number, 2, height, width), dtype)
+    return frames, add_to_frames(frames, checked, rule.by, 0, 0, rule.rest, chosen)[0]
+
+
+def add_to_frames(
+    frames: NDArray[Any],
+    recordings: Sequence[NDArray[Any]],
+    by: int,
+    start: int,
+    step: int,
+    rest: bool,
+    backend: str,
+    before: int = 0,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count recordings, from :func:`checked_events`, into ``frames`` [B, T, 2, H, W]; the rest as of the operator.
+
+    ``before`` is added to the index of an event in messages.
+
+    Returns:
+        int64 [B], the number of clipped cells of each, and their flat indices into ``frames``.
+
+    Raises:
+        ArgumentError: events that cannot be counted; ``frames`` are then undefined.
+    """
+    if backend == "cpp":
+        fields = _fields(recordings)
+        report, clipped = torch.ops.snn_core.event_frames(
+            torch.from_numpy(frames), [bytes_of(events) for events in recordings], fields, by, start, step, rest
         )
-    window = (int(t[-1]) - int(t[0])) // bins
-    edges = np.searchsorted(t, t[0] + window * np.arange(bins + 1))
-    return np.repeat(np.arange(bins), np.diff(edges)), int(edges[-1])
+        numbers = report.numpy()
+        for index in np.flatnonzero(numbers[:, 1]):
+            # Counted again for the message; a boolean that is neither 0 nor 1 is only there one without an error.
+            _add(
+                np.zeros_like(frames[index]),
+                recordings[index],
+                by,
+                start,
+                step,
+                rest,
+                int(index),
+                len(recordings),
+                before,
+            )
+            raise ArgumentError(f"recordings[{index}]: event {numbers[index, 1] - 1} has a polarity that is no boolean")
+        return numbers[:, 0], clipped.numpy()
+    cells = [
+        _add(frames[index], events, by, start, step, rest, index, len(recordings), before) + index * frames[index].size
+        for index, events in enumerate(recordings)
+    ]
+    return np.array([len(found) for found in cells], np.int64), np.concatenate([np.empty(0, np.int64), *cells])
 
 
-def _count_bins(num_events: int, bins: int) -> tuple[NDArray[np.int64], int]:
-    """Bin of each event that lies in a bin, and how many (the first so many) do."""
-    share = num_events // bins
-    return np.repeat(np.arange(bins), share), bins * share
+def _add(
+    frames: NDArray[Any],
+    events: NDArray[Any],
+    by: int,
+    start: int,
+    step: int,
+    rest: bool,
+    index: int,
+    count: int,
+    before: int,
+) -> NDArray[np.int64]:
+    """With numpy; a message names the recording where there are several."""
+    try:
+        return add_events(frames, events, by, start, step, rest, before)
+    except ArgumentError as error:
+        raise error if count == 1 else ArgumentError(f"recordings[{index}]: {error}") from None
 
 
-def _checked_bins(n_time_bins: int | None, n_event_bins: int | None) -> int:
-    if (n_time_bins is None) == (n_event_bins is None):
-        raise ArgumentError(
-            f"give exactly one of n_time_bins and n_event_bins, got n_time_bins={n_time_bins}, "
-            f"n_event_bins={n_event_bins}"
-        )
-    name, bins = ("n_time_bins", n_time_bins) if n_time_bins is not None else ("n_event_bins", n_event_bins)
-    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)) or bins < 1:
-        raise ArgumentError(f"{name} must be an integer of at least 1, got {bins!r}")
-    return int(bins)
+def _fields(recordings: Sequence[NDArray[Any]]) -> list[int]:
+    dtypes = {events.dtype for events in recordings}
+    chosen = [recordings[0].dtype] if len(dtypes) == 1 else [events.dtype for events in recordings]
+    return [number for dtype in chosen for number in fields_of(dtype) or ()]
 
 
-def _checked_sensor_size(sensor_size: tuple[int, int, int]) -> tuple[int, int, int]:
-    if len(sensor_size) != 3 or sensor_size[0] < 1 or sensor_size[1] < 1 or sensor_size[2] != 2:
-        raise ArgumentError(f"sensor_size must be (width, height, 2), got {sensor_size!r}")
-    width, height, polarities = (int(size) for size in sensor_size)
-    return width, height, polarities
+def _frames_in(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    if out is None:
+        return empty_frames(shape, dtype)
+    if not isinstance(out, np.ndarray) or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        found = list(out.shape) if isinstance(out, np.ndarray) else type(out).__name__
+        raise ArgumentError(f"out must be a writeable, C-contiguous array of shape {list(shape)}, got {found}")
+    if out.dtype != empty_frames((), dtype).dtype:
+        raise ArgumentError(f"out must hold {np.dtype(dtype)}, got {out.dtype}")
+    out[...] = 0
+    return out
 
 
-def _check_fields(events: NDArray[Any]) -> None:
-    names = events.dtype.names if isinstance(events, np.ndarray) else None
-    if names is None or not set(FIELDS) <= set(names) or events.ndim != 1:
-        raise ArgumentError(f"events must be a one-dimensional structured array with fields t, x, y, p, got {names}")
-    for name in FIELDS:
-        allowed = "iub" if name == "p" else "iu"
-        if events.dtype[name].kind not in allowed:
-            raise ArgumentError(f"events[{name!r}] must hold integers, got {events.dtype[name]}")
+def chosen_backend(backend: str) -> str:
+    """ "cpp" or "numpy" for the argument ``backend``. The variable SNN_BACKEND counts where it names one of them (or
+    "reference", for numpy): frames are made on the CPU, whatever networks run on.
 
-
-def _checked_range(events: NDArray[Any], name: str, size: int) -> NDArray[np.int64]:
-    """Field ``name`` as int64, all within 0 .. size - 1."""
-    values = events[name].astype(np.int64)
-    # A negative number read as unsigned is huge, so one maximum checks both ends.
-    if values.view(np.uint64).max() >= size:
-        index = int(((values < 0) | (values >= size)).argmax())
-        raise ArgumentError(f"events[{name!r}] must lie in 0..{size - 1}, but event {index} has {values[index]}")
-    return values
+    Raises:
+        ArgumentError: an unknown name.
+        BackendUnavailableError: "cpp" where the native library does not load.
+    """
+    if backend == "auto":
+        variable = wanted_backend("auto")
+        backend = {"reference": "numpy", "cpp": "cpp"}.get(variable, "auto")
+    if backend == "auto":
+        return "cpp" if native_backend(_CPU) == "cpp" else "numpy"
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
+    if backend == "cpp" and native_backend(_CPU) != "cpp":
+        raise BackendUnavailableError(f"backend 'cpp' is not available: native library {cpu_library().reason}")
+    return backend

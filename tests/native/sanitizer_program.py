@@ -6,13 +6,16 @@ the reference only roughly, so that a run that computed nothing cannot pass; the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from snn_core.kernels import lif, native
+from snn_core.errors import ArgumentError
+from snn_core.kernels import event_frames, event_frames_batch, lif, native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SURROGATES = ("atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid")
@@ -105,6 +108,34 @@ def run_packed(generator: torch.Generator) -> int:
     return count
 
 
+def run_event_frames(generator: torch.Generator) -> int:
+    """Every rule, count and layout, in pieces and in batches, with events that are refused."""
+    random = np.random.default_rng(int(torch.randint(1000, (), generator=generator)))
+    rules = ({"n_time_bins": 5}, {"n_event_bins": 5}, {"time_window": 777})
+    layouts_of_events = ("<i8,<i2,<i2,i1", "<i8,<u2,<u2,<i2", "<i8,<i8,<i8,<i8", "<u4,u1,<i4,?")
+    count = 0
+    for formats, num in itertools.product(layouts_of_events, (0, 1, 2, 700, 200_000)):
+        events = np.zeros(num, np.dtype({"names": ["t", "x", "y", "p"], "formats": formats.split(",")}))
+        for name, size in (("t", 10_000), ("x", 7), ("y", 5), ("p", 2)):
+            events[name] = random.integers(0, size, num)
+        events["t"].sort()
+        for rule, convention, dtype in itertools.product(rules, ("tonic", "spikingjelly"), (np.uint8, np.int32)):
+            options = {**rule, "convention": convention, "dtype": dtype}
+            frames, saturated = event_frames(events, (7, 5, 2), **options, backend="cpp")
+            expected, expected_saturated = event_frames(events, (7, 5, 2), **options, backend="numpy")
+            assert np.array_equal(frames, expected), (formats, num, options)
+            assert saturated == expected_saturated
+            count += 1
+        event_frames_batch([events, events[::2], events[:9]], (7, 5, 2), n_time_bins=3, backend="cpp")
+        for name in "txy" if num > 1 else "":
+            bad = events.copy()
+            bad[name][num // 2] = 200
+            bad["t"][-1] = 1
+            with contextlib.suppress(ArgumentError):
+                event_frames(bad, (7, 5, 2), n_time_bins=3, backend="cpp")
+    return count
+
+
 def run_large(generator: torch.Generator) -> int:
     """Outputs past 8 MiB, which are written around the caches and on huge pages, in several blocks on two threads."""
     torch.set_num_threads(2)
@@ -121,7 +152,13 @@ def main() -> None:
     library = native.cpu_library()
     assert library.available, library.reason
     generator = torch.Generator().manual_seed(0)
-    counts = [run_lif(generator), run_raw(generator), run_packed(generator), run_large(generator)]
+    counts = [
+        run_lif(generator),
+        run_raw(generator),
+        run_packed(generator),
+        run_event_frames(generator),
+        run_large(generator),
+    ]
     print("finished", library.isa, *counts)
 
 
