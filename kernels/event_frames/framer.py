@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from snn_core.errors import ArgumentError
 from snn_core.kernels.event_frames.layout import checked_events
 from snn_core.kernels.event_frames.ops import add_to_frames, chosen_backend
-from snn_core.kernels.event_frames.rules import MAX_WINDOWS, checked_sensor_size, empty_frames, rule_of
+from snn_core.kernels.event_frames.rules import MAX_WINDOWS, Cut, checked_sensor_size, empty_frames, rule_of
 from snn_core.kernels.event_frames.schema import INDEX_FROM, TIME_FROM
 
 
@@ -193,14 +193,14 @@ class EventFramer:
         by, start = TIME_FROM, (self._extent or seen).t_first + self._handed_over * step
         if not self._by_time:
             by, start = INDEX_FROM, before - self._handed_over * step
-        return add_to_frames(frames[None], [events], by, start, step, self._rule.rest, self._backend, before)[1]
+        return add_to_frames(frames[None], [events], Cut(by, start, step, self._rule.rest), self._backend, before)[1]
 
     def _count_in_one(self, frames: NDArray[Any], events: NDArray[Any]) -> NDArray[np.int64]:
         """All events in the last frame; or, where the rule drops them, aside, so that they are checked."""
         kept = self._rule.rest and len(frames) > 0
         target = frames[-1:] if kept else empty_frames((1, *frames.shape[1:]), frames.dtype)
-        by, start = (TIME_FROM, int(events["t"][0])) if self._by_time else (INDEX_FROM, 0)
-        clipped = add_to_frames(target[None], [events], by, start, 1, True, self._backend, self._seen.num_events)[1]
+        cut = Cut(TIME_FROM, int(events["t"][0]), 1, True) if self._by_time else Cut(INDEX_FROM, 0, 1, True)
+        clipped = add_to_frames(target[None], [events], cut, self._backend, self._seen.num_events)[1]
         return clipped + (frames.size - target.size) if kept else clipped[:0]
 
     def _merge_last(self) -> None:

@@ -23,8 +23,9 @@ Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Zero events gi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from numpy.typing import DTypeLike, NDArray
 from snn_core.errors import ArgumentError, BackendUnavailableError
 from snn_core.kernels.event_frames.layout import bytes_of, checked_events, fields_of
 from snn_core.kernels.event_frames.numpy_frames import add_events
-from snn_core.kernels.event_frames.rules import checked_sensor_size, empty_frames, rule_of
+from snn_core.kernels.event_frames.rules import Cut, checked_sensor_size, empty_frames, rule_of
 from snn_core.kernels.native import cpu_library, native_backend, wanted_backend
 
 BACKENDS = ("cpp", "numpy")
@@ -82,9 +83,9 @@ def event_frames(
     rule = rule_of(n_time_bins, n_event_bins, time_window, convention, include_incomplete)
     width, height = checked_sensor_size(sensor_size)
     events = checked_events(events)
-    bins, start, step = rule.of(events)
+    bins, cut = rule.cut(events)
     frames = empty_frames((1, bins, 2, height, width), dtype)
-    saturated, _ = add_to_frames(frames, [events], rule.by, start, step, rule.rest, chosen_backend(backend))
+    saturated, _ = add_to_frames(frames, [events], cut, chosen_backend(backend))
     return frames[0], int(saturated[0])
 
 
@@ -117,20 +118,13 @@ def event_frames_batch(
     chosen = chosen_backend(backend)
     checked = [checked_events(events, f"recordings[{index}]") for index, events in enumerate(recordings)]
     frames = _frames_in(out, (len(checked), rule.number, 2, height, width), dtype)
-    return frames, add_to_frames(frames, checked, rule.by, 0, 0, rule.rest, chosen)[0]
+    return frames, add_to_frames(frames, checked, Cut(rule.by, 0, 0, rule.rest), chosen)[0]
 
 
 def add_to_frames(
-    frames: NDArray[Any],
-    recordings: Sequence[NDArray[Any]],
-    by: int,
-    start: int,
-    step: int,
-    rest: bool,
-    backend: str,
-    before: int = 0,
+    frames: NDArray[Any], recordings: Sequence[NDArray[Any]], cut: Cut, backend: str, before: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count recordings, from :func:`checked_events`, into ``frames`` [B, T, 2, H, W]; the rest as of the operator.
+    """Count recordings, from :func:`checked_events`, into ``frames`` [B, T, 2, H, W].
 
     ``before`` is added to the index of an event in messages.
 
@@ -141,47 +135,36 @@ def add_to_frames(
         ArgumentError: events that cannot be counted; ``frames`` are then undefined.
     """
     if backend == "cpp":
-        fields = _fields(recordings)
         report, clipped = torch.ops.snn_core.event_frames(
-            torch.from_numpy(frames), [bytes_of(events) for events in recordings], fields, by, start, step, rest
+            torch.from_numpy(frames), [bytes_of(events) for events in recordings], _fields(recordings), *cut
         )
         numbers = report.numpy()
-        for index in np.flatnonzero(numbers[:, 1]):
-            # Counted again for the message; a boolean that is neither 0 nor 1 is only there one without an error.
-            _add(
-                np.zeros_like(frames[index]),
-                recordings[index],
-                by,
-                start,
-                step,
-                rest,
-                int(index),
-                len(recordings),
-                before,
-            )
-            raise ArgumentError(f"recordings[{index}]: event {numbers[index, 1] - 1} has a polarity that is no boolean")
+        if numbers[:, 1].any():
+            _raise_for_bad(frames, recordings, cut, before, numbers[:, 1])
         return numbers[:, 0], clipped.numpy()
-    cells = [
-        _add(frames[index], events, by, start, step, rest, index, len(recordings), before) + index * frames[index].size
-        for index, events in enumerate(recordings)
-    ]
+    cells = []
+    for index, events in enumerate(recordings):
+        with _naming(index, len(recordings)):
+            cells.append(add_events(frames[index], events, *cut, before) + index * frames[index].size)
     return np.array([len(found) for found in cells], np.int64), np.concatenate([np.empty(0, np.int64), *cells])
 
 
-def _add(
-    frames: NDArray[Any],
-    events: NDArray[Any],
-    by: int,
-    start: int,
-    step: int,
-    rest: bool,
-    index: int,
-    count: int,
-    before: int,
-) -> NDArray[np.int64]:
-    """With numpy; a message names the recording where there are several."""
+def _raise_for_bad(
+    frames: NDArray[Any], recordings: Sequence[NDArray[Any]], cut: Cut, before: int, bad: NDArray[np.int64]
+) -> NoReturn:
+    """Count the first recording that the kernel refused with numpy, for the message."""
+    index = int(np.flatnonzero(bad)[0])
+    with _naming(index, len(recordings)):
+        add_events(np.zeros_like(frames[index]), recordings[index], *cut, before)
+        # Only a boolean whose byte is neither 0 nor 1 is none to the kernel and one to numpy.
+        raise ArgumentError(f"events['p'] must be 0 or 1, but the byte of event {before + bad[index] - 1} is neither")
+
+
+@contextlib.contextmanager
+def _naming(index: int, count: int) -> Iterator[None]:
+    """Put the recording into messages where there are several."""
     try:
-        return add_events(frames, events, by, start, step, rest, before)
+        yield
     except ArgumentError as error:
         raise error if count == 1 else ArgumentError(f"recordings[{index}]: {error}") from None
 

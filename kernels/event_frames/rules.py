@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,15 @@ CONVENTIONS = ("tonic", "spikingjelly")
 DTYPES = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.int32))
 #: Frames that one recording may be cut into by a time window: damaged time stamps would ask for any number.
 MAX_WINDOWS = 2**20
+
+
+class Cut(NamedTuple):
+    """The operator's ``by``, ``start``, ``step`` and ``rest``, see schema.py."""
+
+    by: int
+    start: int
+    step: int
+    rest: bool
 
 
 @dataclass(frozen=True)
@@ -41,16 +50,16 @@ class Rule:
         incomplete = (self.rest or self.include_incomplete) and span % self.number
         return max(1, span // self.number + (1 if incomplete else 0))
 
-    def of(self, events: NDArray[Any]) -> tuple[int, int, int]:
-        """Number of frames of a recording, and the operator's ``start`` and ``step``.
+    def cut(self, events: NDArray[Any]) -> tuple[int, Cut]:
+        """Number of frames of a recording, and its cut.
 
         Raises:
             ArgumentError: more than MAX_WINDOWS frames.
         """
         if self.name != "time_window":
-            return self.number, 0, 0
+            return self.number, Cut(self.by, 0, 0, self.rest)
         if len(events) == 0:
-            return 1, 0, self.number
+            return 1, Cut(self.by, 0, self.number, self.rest)
         start, last = int(events["t"][0]), int(events["t"][-1])
         # Time stamps that go backwards are found where events are counted.
         count = self.window_count(max(0, last - start))
@@ -59,7 +68,7 @@ class Rule:
                 f"time_window={self.number} us cuts a recording of {last - start} us into {count} frames; at most "
                 f"{MAX_WINDOWS} are made at once (EventFramer makes any number)"
             )
-        return count, start, self.number
+        return count, Cut(self.by, start, self.number, self.rest)
 
 
 def rule_of(
