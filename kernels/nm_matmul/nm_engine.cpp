@@ -29,9 +29,10 @@ const NMKernel* nm_kernel(int path, const NMWeight& w) {
 namespace {
 
 constexpr int64_t kWaveBytes = 32 << 20;    // of prepared spikes, at most (but one block at least)
-constexpr int64_t kPanelBytes = 512 << 10;  // of a decoded chunk: half an L2 cache
-constexpr int64_t kTasks = 32;              // what large problems are cut into at least
+constexpr int64_t kPanelBytes = 256 << 10;  // of a decoded chunk: half an L2 cache
+constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel pays
+constexpr int64_t kMostRows = 8192;         // of a task, whose sums are kept between chunks of inputs
 constexpr int64_t kRangeOutputs = 64;       // of a task of the other paths
 constexpr int64_t kGrainWork = 1 << 20;     // weights touched below which a thread is not worth waking
 
@@ -149,9 +150,12 @@ class Engine {
     const int64_t outputs = w_.outputs / p_.groups, first_output = group * outputs;
     const int64_t width = kernel_ == nullptr ? 2 * kPanelPairs * lanes_ : kRangeOutputs;
     const int64_t ranges = divide_up(outputs, width);
-    const int64_t shares = std::clamp<int64_t>(
-        std::min(divide_up(kTasks, ranges), divide_up(rows, kernel_ == nullptr ? kGroupRows : kNMBlockRows)), 1,
-        blocks);
+    // Rows are shared out only where outputs alone do not occupy the threads: each share decodes its panel again.
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t wanted = threads == 1 ? 1 : divide_up(kTasksPerThread * threads, ranges);
+    const int64_t paying = divide_up(rows, kernel_ == nullptr ? kGroupRows : kNMBlockRows);
+    const int64_t shares =
+        std::clamp<int64_t>(std::max(std::min(wanted, paying), divide_up(rows, kMostRows)), 1, blocks);
     const int64_t share = divide_up(blocks, shares);
     const int64_t work = std::max<int64_t>(1, share * (rows / blocks) * k * std::min(outputs, width) / 16);
     torch::stable::parallel_for(0, ranges * shares, std::max<int64_t>(1, kGrainWork / work), [&](int64_t b, int64_t e) {

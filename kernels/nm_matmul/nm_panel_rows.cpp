@@ -9,7 +9,7 @@
 namespace snn_core {
 namespace {
 
-constexpr int kTile = kSpan;  // inputs of a tile
+constexpr int kTile = 4 * kSpan;  // inputs of a tile: 32 rows of them take half an L1 cache
 
 // a0 b0 a1 b1 ... of the lower or upper halves.
 #if defined(__AVX512F__)
