@@ -47,9 +47,22 @@ SNN_VECTOR_INLINE uint64_t kept_bits(const NMWeight& w, int64_t first) {
   return kept;
 }
 
-// `count` <= 32 values as 16 bits each: see put().
-SNN_VECTOR_INLINE __m512i values_16(const Bf16* p, __mmask32 count) { return _mm512_maskz_loadu_epi16(count, p); }
-SNN_VECTOR_INLINE __m512i values_16(const Fp16* p, __mmask32 count) { return _mm512_maskz_loadu_epi16(count, p); }
+// `count` <= 32 values as 16 bits each: see put(). kFew: at most 16. A wider load would wait for the next line of memory,
+// although it takes nothing from it.
+template <bool kFew>
+SNN_VECTOR_INLINE __m512i raw_16(const void* p, __mmask32 count) {
+  if constexpr (kFew) return _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(count), p));
+  return _mm512_maskz_loadu_epi16(count, p);
+}
+template <bool kFew>
+SNN_VECTOR_INLINE __m512i values_16(const Bf16* p, __mmask32 count) {
+  return raw_16<kFew>(p, count);
+}
+template <bool kFew>
+SNN_VECTOR_INLINE __m512i values_16(const Fp16* p, __mmask32 count) {
+  return raw_16<kFew>(p, count);
+}
+template <bool kFew>
 SNN_VECTOR_INLINE __m512i values_16(const Int8* p, __mmask32 count) {
   const __m256i bytes = _mm256_maskz_loadu_epi8(count, p);
   const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
@@ -58,6 +71,7 @@ SNN_VECTOR_INLINE __m512i values_16(const Int8* p, __mmask32 count) {
   const __m256i high_half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(high), 16));
   return _mm512_inserti64x4(_mm512_castsi256_si512(low_half), high_half, 1);
 }
+template <bool kFew>
 SNN_VECTOR_INLINE __m512i values_16(const Float8* p, __mmask32 count) {
   const __m512i x = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(count, p));
   const __m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7f));
@@ -75,9 +89,9 @@ SNN_VECTOR_INLINE __m512i values_16(const Float8* p, __mmask32 count) {
 SNN_VECTOR_INLINE __mmask32 first_lanes(int count) { return static_cast<__mmask32>(_bzhi_u64(~uint64_t{0}, count)); }
 
 // 32 weights as 16 bits each.
-template <class V>
+template <bool kFew, class V>
 SNN_VECTOR_INLINE __m512i expand_half(const V* values, uint32_t kept) {
-  return _mm512_maskz_expand_epi16(kept, values_16(values, first_lanes(__builtin_popcount(kept))));
+  return _mm512_maskz_expand_epi16(kept, values_16<kFew>(values, first_lanes(__builtin_popcount(kept))));
 }
 
 SNN_VECTOR_INLINE void store_half_span(uint16_t* out, __m512i x) { _mm512_storeu_si512(out, x); }
@@ -105,8 +119,14 @@ SNN_VECTOR_INLINE void expand_span(const NMWeight& w, int64_t first, Element* ou
     for (uint64_t rest = kept; rest != 0; rest &= rest - 1) out[__builtin_ctzll(rest)] = value_of(values++);
   } else {
     const auto low = static_cast<uint32_t>(kept), high = static_cast<uint32_t>(kept >> 32);
-    store_half_span(out, expand_half(values, low));
-    store_half_span(out + 32, expand_half(values + __builtin_popcount(low), high));
+    const V* const rest = values + __builtin_popcount(low);
+    if (w.indices != nullptr && 2 * w.n <= w.m && w.m <= 32) {
+      store_half_span(out, expand_half<true>(values, low));
+      store_half_span(out + 32, expand_half<true>(rest, high));
+    } else {
+      store_half_span(out, expand_half<false>(values, low));
+      store_half_span(out + 32, expand_half<false>(rest, high));
+    }
   }
 }
 
