@@ -43,8 +43,6 @@ inline int32_t shim_dtype(ScalarType dtype) {
       return aoti_torch_dtype_float64();
     case ScalarType::Float:
       return aoti_torch_dtype_float32();
-    case ScalarType::Long:
-      return aoti_torch_dtype_int64();
     default:
       throw std::runtime_error("snn_core: empty_strided() of a dtype that no operator uses");
   }
