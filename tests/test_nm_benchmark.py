@@ -44,8 +44,8 @@ def test_small_cells_are_measured_checked_and_kept(tmp_path: Path) -> None:
     best = cell["best"]["dense bfloat16"]
     assert cell["ratio"]["dense bfloat16"] == entries[best]["ms"] / entries["snn_core"]["ms"]
     assert cell["taken"].split()[0].split(":")[0] in ("cpp", "dense")
-    assert "1 finished before" in run(*command)
-    assert json.loads((tmp_path / "nm.json").read_text())["cells"] == report["cells"]
+    (kept,) = (tmp_path / "work").glob("*.json")
+    assert json.loads(kept.read_text())["result"]["best"] == cell["best"]
 
 
 def test_convolutions_patterns_and_dense_activations() -> None:
@@ -59,8 +59,9 @@ def test_convolutions_patterns_and_dense_activations() -> None:
         for name in ("F.conv2d float32", "oneDNN bfloat16", "F.conv2d bfloat16, channels-last"):
             assert conv[name]["relative_error"] < 1e-2, conv[name]
         assert cell([5, 64, 32], "1:8", 0.2)["contenders"]["snn_core"]["relative_error"] < 1e-6
-        few = cell([2, 1024, 1024], "2:4", None)
-        assert few["sets"] > 1 and few["contenders"]["snn_core"]["dtype"] == "bfloat16", few
+        nm_cell.CPU_ROTATION_BYTES = 1 << 20
+        few = cell([2, 256, 1024], "2:4", None)
+        assert few["sets"] == 3 and few["contenders"]["snn_core"]["dtype"] == "bfloat16", few
         assert few["contenders"]["snn_core"]["relative_error"] < 1e-2, few
     """
     run_in_benchmarks(program)
