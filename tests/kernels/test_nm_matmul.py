@@ -21,7 +21,7 @@ from snn_core.kernels import (
     pack_spikes,
 )
 from snn_core.kernels.native import cpu_library
-from snn_core.kernels.nm_matmul.dispatch import forget
+from snn_core.kernels.nm_matmul.dispatch import MARGIN, forget
 from snn_core.sparsity import NMPattern, nm_mask_by_magnitude
 
 BACKENDS = ["auto", "dense", "reference"] + (["cpp"] if cpu_library().available else [])
@@ -255,7 +255,8 @@ def test_explanation_names_what_was_taken() -> None:
     assert str(first).startswith(first.taken)
     if len(first.seconds) > 1:
         assert (first.why, second.why) == ("measured", "remembered")
-        assert first.taken == second.taken == min(first.seconds, key=first.seconds.__getitem__)
+        assert first.taken == second.taken
+        assert first.seconds[first.taken] <= min(first.seconds.values()) * (1 + MARGIN)  # the default is kept within it
     assert torch.equal(y, again)
     assert nm_matmul(packed, weight, backend="dense", explain=True)[1].taken == "dense"
 
