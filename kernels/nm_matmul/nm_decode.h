@@ -116,50 +116,5 @@ inline int64_t kept_count(const NMWeight& w) { return w.indices != nullptr ? w.k
 
 inline int index_bits(const NMWeight& w) { return w.m > 1 ? 32 - __builtin_clz(static_cast<unsigned>(w.m - 1)) : 0; }
 
-// Walks the positions of an output in the order of its values; each is given as its place along k.
-class PositionReader {
- public:
-  PositionReader(const NMWeight& w, int64_t output)
-      : n_(w.n), m_(w.m), bits_(index_bits(w)), indices_(w.indices), end_(w.index_bytes) {
-    const int64_t bit = output * kept_count(w) * bits_;
-    byte_ = bit / 8;
-    refill();
-    window_ >>= bit % 8;
-    held_ -= static_cast<int>(bit % 8);
-  }
-
-  SNN_VECTOR_INLINE int64_t next() {
-    if (held_ < bits_) refill();
-    const int64_t place = block_ + static_cast<int64_t>(window_ & ((1u << bits_) - 1u));
-    window_ >>= bits_;
-    held_ -= bits_;
-    if (++in_block_ == n_) {
-      in_block_ = 0;
-      block_ += m_;
-    }
-    return place;
-  }
-
- private:
-  void refill() {
-    if (byte_ + 4 <= end_ && held_ <= 32) {
-      window_ |= static_cast<uint64_t>(load_unaligned<uint32_t>(indices_ + byte_)) << held_;
-      byte_ += 4;
-      held_ += 32;
-    }
-    while (held_ < bits_ || (held_ < 16 && byte_ < end_)) {
-      window_ |= static_cast<uint64_t>(byte_ < end_ ? indices_[byte_] : 0) << held_;
-      ++byte_;
-      held_ += 8;
-    }
-  }
-
-  int n_, m_, bits_;
-  const uint8_t* indices_;
-  int64_t end_, byte_ = 0, block_ = 0;
-  uint64_t window_ = 0;
-  int held_ = 0, in_block_ = 0;
-};
-
 }  // namespace
 }  // namespace snn_core

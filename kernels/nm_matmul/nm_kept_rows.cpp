@@ -53,6 +53,7 @@ void read_places(const NMWeight& w, int64_t output, int64_t first, int64_t count
 #if defined(__AVX512VBMI__)
   if (64 % w.n == 0) {
     const PositionVectors positions(w, start);
+    const __m512i last = _mm512_set1_epi32(static_cast<int32_t>(w.k() - 1));  // whatever the indices say
     alignas(64) uint32_t block_start[64];
     for (int j = 0; j < 64; ++j) block_start[j] = static_cast<uint32_t>(j / w.n * w.m);
     for (int64_t i = 0; i < count; i += 64, block += 64 / w.n * w.m) {
@@ -62,8 +63,8 @@ void read_places(const NMWeight& w, int64_t output, int64_t first, int64_t count
 #pragma GCC unroll 4
       for (int q = 0; q < 64; q += 16) {
         const __m512i wide = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(position + q)));
-        _mm512_store_si512(place + i + q,
-                           _mm512_add_epi32(_mm512_add_epi32(wide, base), _mm512_load_si512(block_start + q)));
+        const __m512i at = _mm512_add_epi32(_mm512_add_epi32(wide, base), _mm512_load_si512(block_start + q));
+        _mm512_store_si512(place + i + q, _mm512_min_epu32(at, last));
       }
     }
     return;
@@ -74,7 +75,8 @@ void read_places(const NMWeight& w, int64_t output, int64_t first, int64_t count
     const int64_t bit = start + i * bits;
     uint32_t code = w.indices[bit / 8] >> bit % 8;
     if (bit % 8 + bits > 8) code |= static_cast<uint32_t>(w.indices[bit / 8 + 1]) << (8 - bit % 8);
-    place[i] = static_cast<uint32_t>(block) + (code & ((1u << bits) - 1u));
+    const int64_t at = block + (code & ((1u << bits) - 1u));
+    place[i] = static_cast<uint32_t>(at < w.k() ? at : w.k() - 1);
     if (++in_block == w.n) in_block = 0, block += w.m;
   }
 }

@@ -133,7 +133,7 @@ struct alignas(64) KeptMasks {
       _mm512_store_si512(position, positions.read(i));
       for (int64_t j = 0; j < 64 && i + j < kept; ++j) {
         const int64_t k = block + position[j];
-        word[k / 64] |= uint64_t{1} << k % 64;
+        if (k < count) word[k / 64] |= uint64_t{1} << k % 64;  // whatever the indices say
         if (++in_block == w.n) in_block = 0, block += w.m;
       }
     }
