@@ -143,8 +143,10 @@ def test_only_the_rows_that_pick_a_weight_see_its_nan_or_infinity(path: int, dty
     s = make_spikes(40, 64)
     y = product(s, (values.view(-1, 2).to(dtype), *weight[1:]), path)
     picked = s[:, column] == 1
-    assert picked.any() and not picked.all()
-    assert (~y[picked, 2].isfinite()).all() and y[~picked].isfinite().all() and y[:, [0, 1, 3, 4]].isfinite().all()
+    assert 0 < int(picked.sum()) < 40
+    assert (~y[picked, 2].isfinite()).all()
+    assert y[~picked].isfinite().all()
+    assert y[:, [0, 1, 3, 4]].isfinite().all()
     assert_sums(y[~picked], s[~picked], dense.nan_to_num(0.0, 0.0))
 
 
@@ -154,9 +156,7 @@ def test_only_the_rows_that_pick_a_weight_see_its_nan_or_infinity(path: int, dty
     (KEPT, "2:4", 16), (KEPT, "2:4", 12), (KEPT, "2:5", 10), (KEPT, "1:8", 24),
 ])  # fmt: skip
 @pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 2, 2)])
-def test_convolution(
-    path: int, pattern: str, channels: int, stride: int, padding: int, dilation: int
-) -> None:
+def test_convolution(path: int, pattern: str, channels: int, stride: int, padding: int, dilation: int) -> None:
     needs(path)
     weight, dense = make_weight((21, channels, 3, 3), pattern, torch.bfloat16)
     s = make_spikes(2, channels, 7, 6)
@@ -182,16 +182,13 @@ def test_a_path_that_cannot_take_a_weight_says_so(path: int, pattern: str, k: in
 def test_whatever_the_indices_say_sums_are_of_the_values(pattern: str) -> None:
     """Indices out of range or twice the same: wrong sums, no more. (The public classes refuse them.)"""
     needs(KEPT)
-    weight, _ = make_weight((9, 360, 1, 1), pattern, torch.float32)
+    weight, _ = make_weight((9, 720, 1, 1), pattern, torch.float32)
     weight = (torch.ones_like(weight[0]), torch.full_like(weight[1], 0xFF), *weight[2:])
-    s = make_spikes(11, 360, rate=0.5)
+    s = make_spikes(11, 720, rate=0.5)
     for path in PATHS:
-        try:
+        if pattern in PATTERNS[path] or path != LOOKUP:
             y = product(s, weight, path)
-        except RuntimeError as error:
-            assert "does not take" in str(error)
-            continue
-        assert ((y >= 0) & (y <= weight[0].numel() / 9)).all()
+            assert ((y >= 0) & (y <= weight[0].numel() / 9)).all()
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "1:2", "2:8", "3:8", "2:5", "2:256"])
