@@ -3,9 +3,10 @@
 Real recordings: N-MNIST, from a folder or zip. Built in: ``digits-dvs``, *simulated* recordings of handwritten digits.
 """
 
+from snn_core.datasets.disk_frames import DiskFrameDataset
 from snn_core.datasets.events import EVENT_DTYPE, make_events
 from snn_core.datasets.frame_dataset import FrameDataset
-from snn_core.datasets.frames import iterate_events, load_frames
+from snn_core.datasets.frames import iterate_events, load_frames, open_frames
 from snn_core.datasets.locate import cache_root, data_root, open_source
 from snn_core.datasets.nmnist import NMNISTSource
 from snn_core.datasets.nmnist_format import decode_nmnist, encode_nmnist, read_nmnist, write_nmnist
@@ -13,6 +14,7 @@ from snn_core.datasets.splits import stratified_folds, stratified_subset
 
 __all__ = [
     "EVENT_DTYPE",
+    "DiskFrameDataset",
     "FrameDataset",
     "NMNISTSource",
     "cache_root",
@@ -22,6 +24,7 @@ __all__ = [
     "iterate_events",
     "load_frames",
     "make_events",
+    "open_frames",
     "open_source",
     "read_nmnist",
     "stratified_folds",

@@ -2,25 +2,30 @@
 
 File name: the content key, a SHA-256 over the source's content, every parameter of the transform and the format
 version. So a changed file or parameter never meets a stale cache. The file holds ``frames`` uint8 [num, T, 2, H, W],
-``labels`` int64 [num] and ``ids``, under a SHA-256 of all of it that is verified on loading (see hdf5.py).
+one compressed chunk a sample, ``labels`` int64 [num] and ``ids``, under a SHA-256 of all of it that is verified on
+loading (see hdf5.py).
 """
 
 from __future__ import annotations
 
 import warnings
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.disk_frames import chunk_table
 from snn_core.datasets.hdf5 import read_hdf5, write_hdf5
 from snn_core.errors import DataError, StorageError
 
 FORMAT = "snn_core.frames"
-FORMAT_VERSION = 1
-CHUNK_SAMPLES = 64
+FORMAT_VERSION = 2
+
+Content = TypeVar("Content")
 
 
 @dataclass
@@ -33,6 +38,18 @@ class CachedFrames:
     saturated: int
 
 
+@dataclass
+class CachedChunks:
+    """Where in a verified cache file the samples lie: ``chunks`` int64 [num, 2], offset and bytes of each."""
+
+    path: Path
+    chunks: NDArray[np.int64]
+    frame_shape: tuple[int, int, int, int]
+    labels: NDArray[np.int64]
+    ids: list[str]
+    saturated: int
+
+
 def cache_file(folder: Path, key: str) -> Path:
     """Where the frames of that content key are kept."""
     return folder / f"frames-{key[:32]}.h5"
@@ -40,53 +57,96 @@ def cache_file(folder: Path, key: str) -> Path:
 
 def load_cached(folder: Path, key: str) -> CachedFrames | None:
     """The cached frames, or None when there are none or the file is damaged (then with a warning)."""
-    path = cache_file(folder, key)
+    return _guarded(_read, cache_file(folder, key), key)
+
+
+def open_cached(folder: Path, key: str) -> CachedChunks | None:
+    """As :func:`load_cached`, for frames that stay on disk."""
+    return _guarded(_read_chunks, cache_file(folder, key), key)
+
+
+def _guarded(read: Callable[[Path, str], Content], path: Path, key: str) -> Content | None:
     try:
-        return _read(path, key)
+        return read(path, key)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, KeyError, ValueError, TypeError) as error:
-        warnings.warn(f"frame cache {path} cannot be used and is built again: {error}", stacklevel=3)
+        warnings.warn(f"frame cache {path} cannot be used and is built again: {error}", stacklevel=4)
         return None
 
 
 def store_cached(folder: Path, key: str, entry: CachedFrames, description: str) -> bool:
     """Write the frames atomically. When the disk refuses: a warning and False; an earlier file stays intact."""
-    path = cache_file(folder, key)
+    samples = ((frames, 0) for frames in entry.frames)
     try:
-        write_hdf5(path, lambda file: _fill(file, key, entry, description))
+        store_samples(
+            folder, key, samples, entry.labels, entry.ids, entry.frames.shape[1:], description, entry.saturated
+        )
     except StorageError as error:
         warnings.warn(f"frames are not cached, going on without: {error}", stacklevel=3)
         return False
     return True
 
 
+def store_samples(
+    folder: Path,
+    key: str,
+    samples: Iterable[tuple[NDArray[np.uint8], int]],
+    labels: NDArray[np.int64],
+    ids: Sequence[str],
+    frame_shape: Sequence[int],
+    description: str,
+    saturated: int = 0,
+) -> None:
+    """Write samples, (frames [T, 2, H, W], number of clipped cells) each, one after the other, atomically as a whole.
+
+    Only the compressed file is held in memory. ``saturated`` is added to the numbers of clipped cells.
+
+    Raises:
+        StorageError: the disk refuses; an earlier file stays intact.
+    """
+
+    def fill(file: Any) -> None:
+        import h5py
+
+        shape = (len(labels), *frame_shape)
+        options = {"chunks": (1, *frame_shape), "compression": "gzip", "compression_opts": 1} if len(labels) else {}
+        frames = file.create_dataset("frames", shape, np.uint8, **options)
+        clipped = saturated
+        for index, (sample, cells) in enumerate(samples):
+            # What h5py would do, without a copy into a buffer of its own for every chunk.
+            frames.id.write_direct_chunk((index, 0, 0, 0, 0), zlib.compress(sample.tobytes(), 1))
+            clipped += cells
+        file["labels"] = labels.astype("<i8")
+        file.create_dataset("ids", data=[name.encode() for name in ids], dtype=h5py.string_dtype("utf-8"))
+        attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "content_key": key}
+        file.attrs.update({**attributes, "saturated": clipped, "description": description})
+
+    write_hdf5(cache_file(folder, key), fill)
+
+
 def _read(path: Path, key: str) -> CachedFrames:
     with read_hdf5(path) as file:
-        form = (file.attrs["format"], int(file.attrs["format_version"]), file.attrs["content_key"])
-        if form != (FORMAT, FORMAT_VERSION, key):
-            raise DataError(f"expected format, version and content key {(FORMAT, FORMAT_VERSION, key)}, found {form}")
-        return CachedFrames(
-            frames=file["frames"][...],
-            labels=file["labels"][...],
-            ids=[name.decode() for name in file["ids"][...]],
-            saturated=int(file.attrs["saturated"]),
-        )
+        saturated = _check(file, key)
+        return CachedFrames(file["frames"][...], file["labels"][...], _ids(file), saturated)
 
 
-def _fill(file: Any, key: str, entry: CachedFrames, description: str) -> None:
-    import h5py
+def _read_chunks(path: Path, key: str) -> CachedChunks:
+    with read_hdf5(path) as file:
+        saturated = _check(file, key)
+        chunks = chunk_table(file["frames"])
+        if chunks is None:
+            raise DataError("its frames are not one zlib chunk a sample")
+        return CachedChunks(path, chunks, file["frames"].shape[1:], file["labels"][...], _ids(file), saturated)
 
-    chunk = (min(CHUNK_SAMPLES, len(entry.frames)), *entry.frames.shape[1:])
-    file.create_dataset("frames", data=entry.frames, chunks=chunk, compression="gzip", compression_opts=1)
-    file["labels"] = entry.labels.astype("<i8")
-    file.create_dataset("ids", data=[name.encode() for name in entry.ids], dtype=h5py.string_dtype("utf-8"))
-    file.attrs.update(
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "content_key": key,
-            "saturated": entry.saturated,
-            "description": description,
-        }
-    )
+
+def _check(file: Any, key: str) -> int:
+    """Raise unless the file is of this format and key; the number of clipped cells."""
+    form = (file.attrs["format"], int(file.attrs["format_version"]), file.attrs["content_key"])
+    if form != (FORMAT, FORMAT_VERSION, key):
+        raise DataError(f"expected format, version and content key {(FORMAT, FORMAT_VERSION, key)}, found {form}")
+    return int(file.attrs["saturated"])
+
+
+def _ids(file: Any) -> list[str]:
+    return [name.decode() for name in file["ids"][...]]

@@ -1,4 +1,4 @@
-"""From a data source to frames in memory, through the HDF5 cache: ``load_frames``."""
+"""From a data source to frames in memory, through the HDF5 cache: ``load_frames``, ``open_frames``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from snn_core.datasets.cache import FORMAT_VERSION, CachedFrames, load_cached, store_cached
+from snn_core.datasets.cache import FORMAT_VERSION, CachedFrames, load_cached, open_cached, store_cached, store_samples
+from snn_core.datasets.disk_frames import DiskFrameDataset
 from snn_core.datasets.frame_dataset import FrameDataset
 from snn_core.datasets.locate import cache_root, open_source
 from snn_core.datasets.source import EventSource, Recording, check_split
 from snn_core.datasets.splits import stratified_subset
-from snn_core.errors import ArgumentError
+from snn_core.errors import ArgumentError, DataError
 from snn_core.files import sha256_json
 from snn_core.kernels.event_frames import event_frames
 from snn_core.progress import progress
@@ -68,27 +69,93 @@ def load_frames(
 
     A recording whose time stamps go backwards is sorted by time (stable) with a warning that counts such recordings.
     """
-    _check_arguments(split, T, by)
-    events_from = open_source(source, seed=seed, download=download)
-    recordings = _chosen(events_from, split, limit, seed)
-    key = _content_key(events_from, split, T=T, by=by, seed=seed, limit=limit)
-    folder = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
-    entry = load_cached(folder, key) if use_cache else None
+    request = _Request(source, split, T, by, cache_dir, seed, download, limit)
+    entry = load_cached(request.folder, request.key) if use_cache else None
     if entry is None:
-        entry = _build(events_from, recordings, T, by, quiet)
+        entry = _build(request.source, request.recordings, T, by, quiet)
         if use_cache:
-            store_cached(folder, key, entry, f"{events_from.name}, {split}, T={T} by {by}")
+            store_cached(request.folder, request.key, entry, request.text)
     return FrameDataset(
         torch.from_numpy(entry.frames),
         torch.from_numpy(entry.labels),
         entry.ids,
-        class_names=events_from.class_names,
-        name=events_from.name,
-        simulated=events_from.simulated,
-        content_key=key,
         saturated=entry.saturated,
-        description=f"{split}, by {by}" + (f", limit {limit}" if limit is not None else ""),
+        **request.description(),
     )
+
+
+def open_frames(
+    source: PathLike,
+    split: str,
+    *,
+    T: int = 3,
+    by: Literal["time", "count"] = "time",
+    cache_dir: PathLike | None = None,
+    seed: int = 0,
+    download: bool = False,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> DiskFrameDataset:
+    """The same frames as :func:`load_frames`, left on disk: for sets larger than memory, and workers that share one.
+
+    Arguments and errors as there. The cache file is built if need be, verified as a whole once, and then read sample by
+    sample; building holds the compressed file in memory.
+
+    Raises:
+        StorageError: the cache cannot be written, without which there is nothing to read from.
+    """
+    request = _Request(source, split, T, by, cache_dir, seed, download, limit)
+    found = open_cached(request.folder, request.key)
+    if found is None:
+        width, height, polarities = request.source.sensor_size
+        labels, ids = _labels_and_ids(request.recordings)
+        samples = _binned(request.source, request.recordings, T, by, quiet)
+        store_samples(request.folder, request.key, samples, labels, ids, (T, polarities, height, width), request.text)
+        found = open_cached(request.folder, request.key)
+        if found is None:
+            raise DataError(f"the frame cache in {request.folder} was changed while it was opened")
+    return DiskFrameDataset(
+        found.path,
+        found.chunks,
+        found.frame_shape,
+        found.labels,
+        found.ids,
+        saturated=found.saturated,
+        **request.description(),
+    )
+
+
+class _Request:
+    """The checked arguments of a call: which recordings, under which key, in which folder."""
+
+    def __init__(
+        self,
+        source: PathLike,
+        split: str,
+        T: int,
+        by: str,
+        cache_dir: PathLike | None,
+        seed: int,
+        download: bool,
+        limit: int | None,
+    ) -> None:
+        _check_arguments(split, T, by)
+        self.source = open_source(source, seed=seed, download=download)
+        self.recordings = _chosen(self.source, split, limit, seed)
+        self.key = _content_key(self.source, split, T=T, by=by, seed=seed, limit=limit)
+        self.folder = Path(cache_dir).expanduser() if cache_dir is not None else cache_root()
+        self.text = f"{self.source.name}, {split}, T={T} by {by}"
+        self._shown = f"{split}, by {by}" + (f", limit {limit}" if limit is not None else "")
+
+    def description(self) -> dict[str, Any]:
+        """What a data set says of itself."""
+        return {
+            "class_names": self.source.class_names,
+            "name": self.source.name,
+            "simulated": self.source.simulated,
+            "content_key": self.key,
+            "description": self._shown,
+        }
 
 
 def iterate_events(
@@ -145,22 +212,35 @@ def _build(events_from: EventSource, recordings: Sequence[Recording], T: int, by
         frames = np.empty((len(recordings), T, polarities, height, width), np.uint8)
     except MemoryError as error:
         raise ArgumentError(f"T={T}: frames of {len(recordings)} recordings do not fit in memory: {error}") from error
+    saturated = 0
+    for index, (sample, clipped) in enumerate(_binned(events_from, recordings, T, by, quiet)):
+        frames[index] = sample
+        saturated += clipped
+    labels, ids = _labels_and_ids(recordings)
+    return CachedFrames(frames, labels, ids, saturated)
+
+
+def _labels_and_ids(recordings: Sequence[Recording]) -> tuple[NDArray[np.int64], list[str]]:
+    return np.array([recording.label for recording in recordings], np.int64), [recording.id for recording in recordings]
+
+
+def _binned(
+    events_from: EventSource, recordings: Sequence[Recording], T: int, by: str, quiet: bool
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Frames [T, 2, H, W] of each recording, and how many of their cells were clipped."""
     bins: dict[str, Any] = {BIN_ARGUMENTS[by]: T}
-    saturated = unsorted = 0
+    unsorted = 0
     bar = progress(
         events_from.read(recordings), description=f"frames of {events_from.name}", total=len(recordings), quiet=quiet
     )
-    for index, events in enumerate(bar):
+    for events in bar:
         if (events["t"][1:] < events["t"][:-1]).any():
             unsorted += 1
             events = events[np.argsort(events["t"], kind="stable")]
-        frames[index], clipped = event_frames(events, events_from.sensor_size, **bins)
-        saturated += clipped
+        yield event_frames(events, events_from.sensor_size, **bins)
     if unsorted:
         warnings.warn(
             f"{events_from.name}: time stamps went backwards in {unsorted} of {len(recordings)} recordings; "
             "their events were sorted by time",
-            stacklevel=3,
+            stacklevel=4,
         )
-    labels = np.array([recording.label for recording in recordings], np.int64)
-    return CachedFrames(frames, labels, [recording.id for recording in recordings], saturated)
