@@ -21,23 +21,55 @@ SNN_VECTOR_INLINE uint64_t stream_word(const uint8_t* stream, int64_t first) {
 // Whether the blocks of a span and their values can be taken by expand_span.
 SNN_VECTOR_INLINE bool expands_spans(const NMWeight& w) { return w.indices == nullptr || kSpan % w.m == 0; }
 
+// The entries of a table for 16 nibbles, as nibbles.
+SNN_VECTOR_INLINE uint64_t look_up_nibbles(__m128i table, uint64_t nibbles) {
+  const __m128i codes = _mm_cvtsi64_si128(static_cast<int64_t>(nibbles)), nibble = _mm_set1_epi8(15);
+  const __m128i low = _mm_shuffle_epi8(table, _mm_and_si128(codes, nibble));
+  const __m128i high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi64(codes, 4), nibble));
+  return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_or_si128(low, _mm_slli_epi64(high, 4))));
+}
+
+// Kept inputs of eight blocks of 8 (codes of 3 bits) or four of 16 (4 bits), with up to 2 and 3 values each.
+SNN_VECTOR_INLINE uint64_t kept_of_eight(uint64_t codes, int n) {
+  const __m128i table = _mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0);
+  uint64_t first = codes, second = codes;
+  if (n == 2) {
+    constexpr uint64_t evens = 0x1c71c71c71c7ull;  // 3 of 6 bits
+    first = _pext_u64(codes, evens);
+    second = _pext_u64(codes, evens << 3);
+  }
+  const __m128i spread = _mm_set_epi64x(static_cast<int64_t>(_pdep_u64(second, 0x0707070707070707ull)),
+                                        static_cast<int64_t>(_pdep_u64(first, 0x0707070707070707ull)));
+  const __m128i bits = _mm_shuffle_epi8(table, spread);
+  return static_cast<uint64_t>(_mm_cvtsi128_si64(bits)) | static_cast<uint64_t>(_mm_extract_epi64(bits, 1));
+}
+SNN_VECTOR_INLINE uint64_t kept_of_sixteen(uint64_t codes, int n) {
+  uint64_t kept = 0;
+  for (int block = 0; block < 64; block += 16) {
+    for (int i = 0; i < n; ++i, codes >>= 4) kept |= uint64_t{1} << (block + (codes & 15));
+  }
+  return kept;
+}
+
 // Which of 64 inputs from value `first` on are kept.
 SNN_VECTOR_INLINE uint64_t kept_bits(const NMWeight& w, int64_t first) {
-  if (w.n == 2 && w.m == 4) {
+  if (w.m == 4 && w.n == 2) {
     // Each nibble holds two positions; the table gives their bits.
     const __m128i table = _mm_setr_epi8(1, 3, 5, 9, 3, 2, 6, 10, 5, 6, 4, 12, 9, 10, 12, 8);
-    const __m128i codes = _mm_cvtsi64_si128(static_cast<int64_t>(stream_word(w.indices, 2 * first)));
-    const __m128i nibble = _mm_set1_epi8(15);
-    const __m128i low = _mm_shuffle_epi8(table, _mm_and_si128(codes, nibble));
-    const __m128i high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi64(codes, 4), nibble));
-    return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_or_si128(low, _mm_slli_epi64(high, 4))));
+    return look_up_nibbles(table, stream_word(w.indices, 2 * first));
   }
+  if (w.m == 4 && w.n == 1) {
+    const __m128i table = _mm_setr_epi8(1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    return look_up_nibbles(table, _pdep_u64(stream_bits(w, 2 * first), 0x3333333333333333ull));
+  }
+  if (w.m == 8 && w.n <= 2) return kept_of_eight(stream_bits(w, 3 * first), w.n);
+  if (w.m == 16 && w.n <= 3) return kept_of_sixteen(stream_bits(w, 4 * first), w.n);
   const int bits = index_bits(w.m);
   const uint64_t mask = (1u << bits) - 1;
   uint64_t kept = 0;
   int64_t bit = first * bits;
   for (int block = 0; block < kSpan; block += w.m) {
-    for (int i = 0; i < w.n; i += 8) {  // 8 positions of at most 7 bits at once
+    for (int i = 0; i < w.n; i += 8) {  // 8 positions of at most 6 bits at once
       uint64_t codes = stream_bits(w, bit);
       const int count = w.n - i < 8 ? w.n - i : 8;
       for (int j = 0; j < count; ++j, codes >>= bits) kept |= uint64_t{1} << ((block + (codes & mask)) & 63);

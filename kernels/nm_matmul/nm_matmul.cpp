@@ -19,16 +19,24 @@
 namespace snn_core {
 namespace {
 
-constexpr int64_t kEventRows = 16;    // fewer do not pay for decoding the weight
-constexpr double kEventRate = 0.125;  // above it lookups are faster than adding a row for each spike
+// Which path is fastest (docs/notes/nm_matmul.md has the measurements): the weight is read once for a few rows;
+// decoding it for the event path pays from some 64 rows on; lookups and kept weights cost the same at every rate.
+constexpr int64_t kFewestRows = 12, kEventRows = 64;
+constexpr double kLookupRate = 0.34, kKeptRate = 0.1;  // a lookup costs in proportion to the weights that are kept
 
-// What was fastest on the machine of docs/notes/nm_matmul.md.
 int automatic_path(const NMProblem& problem) {
   const NMWeight& w = problem.weight;
   const int64_t rows = problem.windows.rows();
-  if (rows < kEventRows && nm_kernel(kNMFewRows, w) != nullptr) return kNMFewRows;
-  if (nm_kernel(kNMLookup, w) == nullptr || nm_firing_rate(problem.windows) <= kEventRate) return kNMEvent;
-  return kNMLookup;
+  const bool sparse = w.indices != nullptr && 8 * w.n <= w.m;
+  const bool few_rows = (w.indices == nullptr || 8 * w.n >= w.m) && nm_kernel(kNMFewRows, w) != nullptr;
+  const bool lookup = nm_kernel(kNMLookup, w) != nullptr;
+  const bool kept = sparse && nm_kernel(kNMKept, w) != nullptr;
+  if (rows < kFewestRows && few_rows) return kNMFewRows;
+  if (!lookup && !kept) return kNMEvent;
+  const double density = w.indices == nullptr ? 1.0 : static_cast<double>(w.n) / w.m;
+  const double most = lookup ? kLookupRate * density : kKeptRate;
+  const bool often = rows < kEventRows || nm_firing_rate(problem.windows) > most;
+  return !often ? kNMEvent : lookup ? kNMLookup : kNMKept;
 }
 
 // The arguments that nm_spikes and nm_spikes_lif have in common.

@@ -147,6 +147,47 @@ def run_large(generator: torch.Generator) -> int:
     return len(DTYPES)
 
 
+def run_nm(generator: torch.Generator) -> int:
+    """Products of packed spikes and of dense rows with N:M weights: every path that takes them, types, odd sizes."""
+    from snn_core.kernels import CompressedNM, pack_spikes
+    from snn_core.kernels.nm_compress.pattern import nm_mask_by_magnitude
+
+    ops, count = torch.ops.snn_core, 0
+    patterns = ("2:4", "1:4", "4:8", "1:8", "2:10", "8:16", "1:32")
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
+    sizes = ((1, 1, 1, 1, 0), (7, 3, 3, 2, 1), (70, 33, 1, 1, 0), (3, 260, 2, 3, 2))
+    for pattern, dtype, (batch, outputs, kh, kw, pad) in itertools.product(patterns, types, sizes):
+        n, m = (int(number) for number in pattern.split(":"))
+        channels = 3 * m if m < 32 else 2 * m
+        weight = torch.randn(outputs, channels, kh, kw, generator=generator)
+        compressed = CompressedNM.from_dense(weight * nm_mask_by_magnitude(weight, pattern), pattern)
+        values, scale = compressed.values.mul(20).to(dtype), torch.rand(outputs, generator=generator)
+        arguments = (values, compressed.indices, n, m, list(weight.shape), scale, scale)
+        s = (torch.rand(2 * batch, 3, 4, channels, generator=generator) < 0.3).float()
+        bits, conv = pack_spikes(s, backend="cpp"), ([1, 2], [pad, pad], [1, 1], 1)
+        expected = None
+        for path in range(5):
+            with contextlib.suppress(RuntimeError):  # paths that do not take this weight
+                y = ops.nm_spikes(bits, channels, *arguments, *conv, torch.float32, path)
+                assert expected is None or torch.allclose(y, expected, rtol=1e-4, atol=1e-3)
+                expected = y
+                lif_arguments = (None, 2.0, 1.0, 0.0, True, path % 2 == 0, torch.bfloat16, path)
+                ops.nm_spikes_lif(bits, channels, *arguments, *conv, 2, *lif_arguments)
+                count += 1
+        rows = outputs * kh * kw
+        dense = ops.nm_decompress(values, compressed.indices, n, m, rows, None, torch.bfloat16)
+        if dtype == torch.bfloat16:
+            again, indices, _ = ops.nm_compress(dense, None, n, m)
+            assert torch.equal(again, values)
+            assert torch.equal(indices, compressed.indices)
+        if kh == kw == 1:
+            x = torch.randn(batch, channels, generator=generator).to(DTYPES[count % 3])
+            ops.nm_dense(x, *arguments, 0)
+        ops.spike_im2col(bits, channels, [kh, kw], *conv[:3])
+        ops.spike_max_pool(bits, [2, 2], [2, 2], [0, 1])
+    return count
+
+
 def main() -> None:
     native.LIBRARY_PATH = Path(sys.argv[1])
     library = native.cpu_library()
@@ -157,6 +198,7 @@ def main() -> None:
         run_raw(generator),
         run_packed(generator),
         run_event_frames(generator),
+        run_nm(generator),
         run_large(generator),
     ]
     print("finished", library.isa, *counts)
