@@ -82,6 +82,9 @@ CUDA_KERNEL_SOURCES = (
     ("nm_matmul/nm_rows_kernels.cu", ()),
     ("nm_matmul/nm_convert_kernels.cu", ()),
 )
+#: Compiled for one architecture alone, whose instructions no other has; the launchers ask for it first.
+CUDA_HOPPER_SOURCES = ("nm_matmul/nm_warpgroup_kernels.cu",)
+HOPPER_TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 CUDA_HOST_SOURCES = ("lif/lif.cu", "spike_pack/spike_pack.cu", "spike_pack/spike_windows.cu", "nm_matmul/nm_matmul.cu")
 #: Compute capabilities with machine code in ``_cuda.so``; it runs on every later one of the same major version.
 CUDA_ARCHITECTURES = ("80", "90")
@@ -238,6 +241,7 @@ def build_cuda(
     return _compile_and_link(
         output, include, [*command, "-shared", "-cudart=static", target, *extra_flags],
         [([*command, *CUDA_FLAGS, target, *extra_flags, *macros], source) for source, macros in CUDA_KERNEL_SOURCES]
+        + [([*command, *CUDA_FLAGS, HOPPER_TARGET, *extra_flags], source) for source in CUDA_HOPPER_SOURCES]
         + [(host_command, source) for source in CUDA_HOST_SOURCES] + [([*host_command, _hash_macro()], MARKER_SOURCE)],
     )  # fmt: skip
 
@@ -268,7 +272,7 @@ def build_emulated(output: Path, *, extra_flags: tuple[str, ...] = ()) -> Path:
     return _compile_and_link(
         output, include, [*compiler, "-shared", *extra_flags],
         [([*compiler, *flags, *macros], source) for source, macros in CUDA_KERNEL_SOURCES]
-        + [([*compiler, *flags], source) for source in CUDA_HOST_SOURCES],
+        + [([*compiler, *flags], source) for source in (*CUDA_HOPPER_SOURCES, *CUDA_HOST_SOURCES)],
     )  # fmt: skip
 
 

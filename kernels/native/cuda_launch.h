@@ -21,6 +21,7 @@ struct Launcher {
   explicit Launcher(int /*device*/) {}
 
   int multiprocessors() const { return 1; }
+  int capability() const { return 90; }
 
   template <class Arguments>
   void operator()(void (*kernel)(Arguments), int64_t blocks, int threads, const Arguments& arguments) const {
@@ -98,6 +99,14 @@ struct Launcher {
       if (device < 64) known[device] = count;
     }
     return count;
+  }
+
+  // Compute capability: 90 for 9.0.
+  int capability() const {
+    int major = 0, minor = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+    return 10 * major + minor;
   }
 
   template <class Arguments>

@@ -20,6 +20,9 @@ SNN_DEVICE int warp_of_block() { return static_cast<int>(threadIdx.x) / kWarp; }
 #if defined(SNN_EMULATED)
 
 inline unsigned char* shared_memory() { return emulation::block().shared(); }
+inline uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(shared) - shared_memory());
+}
 inline void block_barrier() { emulation::block().barrier(); }
 
 // The value of lane `lane ^ mask`.

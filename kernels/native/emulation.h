@@ -11,6 +11,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <vector>
@@ -33,6 +34,7 @@ class Block {
     std::memset(shared_.get(), 0xff, shared_bytes);
     body_ = &body;
     error_ = nullptr;
+    started_.clear();
     fibers_.resize(threads);
     for (int i = 0; i < threads; ++i) start(fibers_[i], i);
     const bool backwards = order_++ % 2 == 1;
@@ -83,6 +85,11 @@ class Block {
       fibers_[first + i].operand = nullptr;
       if (&fibers_[first + i] != current_) fibers_[first + i].state = State::kReady;
     }
+  }
+
+  // Work that a group of threads has started and not yet waited for (asynchronous products), oldest first.
+  std::deque<std::vector<std::function<void()>>>& started(int threads) {
+    return started_[current_->index / threads];
   }
 
   void copy(void* target, const void* source, int bytes) {
@@ -152,6 +159,7 @@ class Block {
   ucontext_t scheduler_{};
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr error_;
+  std::map<size_t, std::deque<std::vector<std::function<void()>>>> started_;
   std::unique_ptr<unsigned char, Free> shared_;
   unsigned order_ = 0;
 };

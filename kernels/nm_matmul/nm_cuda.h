@@ -149,4 +149,7 @@ GemmKernel cuda_gemm_bfloat16(bool sparse, bool spikes, int64_t rows);
 GemmKernel cuda_gemm_float16(bool sparse, bool spikes, int64_t rows);
 GemmKernel cuda_gemm_int8(bool sparse, bool spikes, int64_t rows);
 
+// By wgmma.sp, of 2:4 weights (nm_warpgroup_kernels.cuh): runs on compute capability 9.0 alone.
+GemmKernel cuda_warpgroup(int type, bool spikes);
+
 }  // namespace snn_core

@@ -15,9 +15,23 @@ namespace snn_core {
 // K is cut where the result has fewer tiles than this, into pieces of at least so many tiles of K.
 constexpr int64_t kBlocksWanted = 256;
 constexpr int64_t kLeastTiles = 4;
+#if defined(SNN_EMULATED)
+constexpr int64_t kMostSplits = 2;  // pieces long enough to go around the buffers in small tests
+#else
 constexpr int64_t kMostSplits = 16;
+#endif
 // Blocks of a persistent grid for each multiprocessor; about what its shared memory holds.
 constexpr int64_t kBlocksResident = 2;
+
+// The `path` argument of the operators (CUDA_PATHS in schema.py).
+enum CudaPath : int64_t { kCudaAutomatic = 0, kCudaFewRows = 1, kCudaMma = 2, kCudaWarpgroup = 3 };
+
+inline void check_path(const Launcher& launch, const NMWeightArguments& w, int64_t path) {
+  require_nm(path >= kCudaAutomatic && path <= kCudaWarpgroup, "path must be 0, few_rows (1), mma_sp (2) or wgmma_sp (3)");
+  if (path != kCudaWarpgroup) return;
+  require_nm(launch.capability() == 90, "path wgmma_sp needs a GPU of compute capability 9.0");
+  require_nm(w.fits_two_of_four(), "path wgmma_sp needs a weight that is 2:4 compressed, or fits that");
+}
 
 inline GemmKernel gemm_kernel(int type, bool sparse, bool spikes, int64_t rows) {
   if (type == kCudaInt8) return cuda_gemm_int8(sparse, spikes, rows);
@@ -30,8 +44,11 @@ inline int64_t splits_for(int64_t tiles, int64_t k_tiles) {
 }
 
 // The product of a prepared weight and `a.input`; `a` has the input, the rows and what becomes of the sums.
-inline void gemm(const Launcher& launch, const Tensor& like, const PreparedWeight& weight, bool spikes, GemmArguments a) {
-  const GemmKernel kernel = gemm_kernel(weight.form.type, weight.sparse, spikes, a.rows);
+inline void gemm(const Launcher& launch, const Tensor& like, const PreparedWeight& weight, bool spikes, int64_t path,
+                 GemmArguments a) {
+  // wgmma.sp is not chosen by itself before it has been measured.
+  const GemmKernel kernel = path == kCudaWarpgroup ? cuda_warpgroup(weight.form.type, spikes)
+                                                   : gemm_kernel(weight.form.type, weight.sparse, spikes, a.rows);
   a.values = weight.values, a.indices = weight.indices;
   a.value_stride = weight.value_stride, a.index_stride = weight.index_stride;
   a.outputs = static_cast<int>(weight.outputs), a.planes = weight.form.planes;
@@ -59,7 +76,7 @@ class SpikeProduct {
                int64_t n, int64_t m, const std::vector<int64_t>& shape, const std::optional<Tensor>& scale,
                const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
                const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups, int64_t path)
-      : weight_(bits, values, indices, n, m, shape, scale, bias), groups_(groups) {
+      : weight_(bits, values, indices, n, m, shape, scale, bias), groups_(groups), path_(path) {
     require_nm(bits.scalar_type() == ScalarType::Byte && bits.dim() == 4, "bits must be uint8 [B, H, W, bytes]");
     require_nm(channels >= 0 && bits.size(3) == (channels + 7) / 8, "bits must hold ceil(channels / 8) bytes a pixel");
     require_nm(bits.size(3) <= 1 || bits.stride(3) == 1, "bits must have stride 1 in the last dimension");
@@ -72,7 +89,6 @@ class SpikeProduct {
     require_nm(groups >= 1 && weight_.outputs % groups == 0 && channels == weight_.channels * groups,
                "channels must be those of weight_shape times groups, which must divide the outputs");
     require_nm(groups == 1 || weight_.channels % 8 == 0, "groups of other than a multiple of 8 channels are not supported");
-    require_nm(path >= 0 && path <= 2, "path must be 0, few_rows (1) or mma_sp (2)");
     fill_windows(bits, channels, stride, padding, dilation);
   }
 
@@ -80,8 +96,9 @@ class SpikeProduct {
 
   // y: contiguous, of out_size().
   void run(const Launcher& launch, const Tensor& bits, const Tensor& y) const {
+    check_path(launch, weight_, path_);
     if (y.numel() == 0) return;
-    const MmaForm form = mma_form_of_spikes(weight_.type);
+    const MmaForm form = mma_form_of_spikes(weight_.type, path_ == kCudaWarpgroup);
     const int tile = gemm_tile_k(form.type);
     const int64_t words = (weight_.k + tile - 1) / tile * tile / 32, rows = y.numel() / weight_.outputs;
     const int64_t outputs = weight_.outputs / groups_;
@@ -94,7 +111,7 @@ class SpikeProduct {
       gather.channels = static_cast<int>(weight_.channels);
       gather.first_channel = static_cast<int>(g * weight_.channels);
       gather.words = static_cast<int>(words);
-      gather.order = form.type == kCudaInt8 ? kBytes : kHalves;
+      gather.order = kCudaTypeBytes[form.type] == 1 ? kBytes : kHalves;
       gather.gathered = static_cast<uint32_t*>(gathered.data_ptr());
       launch(cuda_nm_gather(), blocks_for(rows * words, kConvertThreads), kConvertThreads, gather);
       GemmArguments a{};
@@ -107,7 +124,7 @@ class SpikeProduct {
       a.out = static_cast<unsigned char*>(y.data_ptr()) + g * outputs * kCudaTypeBytes[out_type];
       a.out_stride = weight_.outputs;
       a.out_type = out_type;
-      gemm(launch, bits, prepared, true, a);
+      gemm(launch, bits, prepared, true, path_, a);
     }
   }
 
@@ -133,7 +150,7 @@ class SpikeProduct {
   }
 
   NMWeightArguments weight_;
-  int64_t groups_;
+  int64_t groups_, path_;
   Windows windows_{};
 };
 

@@ -124,8 +124,9 @@ inline MmaForm mma_form(int type, int x_type) {
   if (x_type == kCudaFloat16 && type != kCudaFloat32 && type != kCudaBFloat16) return {kCudaFloat16, 1};
   return {};
 }
-inline MmaForm mma_form_of_spikes(int type) {
-  if (type == kCudaInt8 || type == kCudaFloat16) return {type, 1};
+// Hopper has products of e4m3 too; elsewhere such weights are widened.
+inline MmaForm mma_form_of_spikes(int type, bool warpgroup) {
+  if (type == kCudaInt8 || type == kCudaFloat16 || (warpgroup && type == kCudaFloat8)) return {type, 1};
   return mma_form(type, kCudaBFloat16);
 }
 

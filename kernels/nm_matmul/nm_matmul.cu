@@ -44,7 +44,8 @@ void dense_by_rows(const Launcher& launch, const NMWeightArguments& w, const Ten
   launch.together(kernel, blocks_for(warps * 32, kRowsThreads), kRowsThreads, 0, a);
 }
 
-void dense_by_mma(const Launcher& launch, const NMWeightArguments& w, MmaForm form, const Tensor& x, const Tensor& y) {
+void dense_by_mma(const Launcher& launch, const NMWeightArguments& w, MmaForm form, const Tensor& x, const Tensor& y,
+                  int64_t path) {
   const PreparedWeight weight(launch, x, w, form, 0, w.outputs);
   GemmArguments a{};
   a.input = static_cast<const unsigned char*>(x.data_ptr());
@@ -61,7 +62,7 @@ void dense_by_mma(const Launcher& launch, const NMWeightArguments& w, MmaForm fo
   a.factor = 1.0f;
   a.scale = w.scale, a.bias = w.bias;
   a.out = y.data_ptr(), a.out_stride = w.outputs, a.out_type = cuda_type(y.scalar_type(), "y");
-  gemm(launch, x, weight, false, a);
+  gemm(launch, x, weight, false, path, a);
 }
 
 // Up to this many rows the tensor cores would mostly multiply rows that are not there.
@@ -78,15 +79,17 @@ Tensor nm_dense(Tensor x, Tensor values, OptionalTensor indices, int64_t n, int6
   const Launcher launch(x.get_device_index());
   Tensor y = contiguous_empty(x, {x.size(0), w.outputs}, x.scalar_type());
   const MmaForm form = mma_form(w.type, x_type);
-  require_nm(path >= 0 && path <= 2, "path must be 0, few_rows (1) or mma_sp (2)");
-  require_nm(path != 2 || form.planes > 0, "path mma_sp needs 16-bit x, and a weight that is exact in parts of its type");
+  check_path(launch, w, path);
+  require_nm(path <= kCudaFewRows || form.planes > 0,
+             "paths mma_sp and wgmma_sp need 16-bit x, and a weight that is exact in parts of its type");
   if (y.numel() == 0) return y;
   bool wide = false;
   rows_kernel(w, x, x_type, 1, wide);
-  if (path == 1 || form.planes == 0 || (path == 0 && wide && x.size(0) <= kFewRows)) {
+  const bool few = path == kCudaAutomatic && wide && x.size(0) <= kFewRows;
+  if (path == kCudaFewRows || form.planes == 0 || few) {
     dense_by_rows(launch, w, x, y);
   } else {
-    dense_by_mma(launch, w, form, x, y);
+    dense_by_mma(launch, w, form, x, y, path);
   }
   return y;
 }

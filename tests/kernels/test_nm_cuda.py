@@ -63,6 +63,11 @@ def image_bits(s: Tensor) -> Tensor:
     return reference.pack_spikes(s.permute(0, 2, 3, 1), 3).contiguous()
 
 
+def hopper(cuda: Implementation) -> bool:
+    """Whether wgmma.sp is there."""
+    return cuda.emulated or torch.cuda.get_device_capability() == (9, 0)
+
+
 def assert_close(actual: Tensor, expected: Tensor, limit: float) -> None:
     assert actual.shape == expected.shape
     assert not actual.isnan().any()
@@ -146,8 +151,8 @@ def test_dense(cuda: Implementation, shape: tuple[int, int, int], dtype: torch.d
     weight = compressed((outputs, k), dtype)
     x, bias = torch.randn(rows, k, generator=generator(1)).to(dtype), torch.randn(outputs, generator=generator(2))
     expected = x.double() @ dense_of(weight).T + bias
-    for path in (0, 1, 2):
-        if (path == 2 and dtype == torch.float32) or (path == 1 and rows > 20):
+    for path in (0, 1, 2, 3):
+        if (path >= 2 and dtype == torch.float32) or (path == 1 and rows > 20) or (path == 3 and not hopper(cuda)):
             continue
         (y,) = cuda("nm_dense", x, *arguments_of(weight, None, bias), path)
         assert y.dtype == dtype
@@ -197,7 +202,9 @@ def test_spikes(cuda: Implementation, shape: tuple[int, int, int], dtype: torch.
     bias = torch.randn(outputs, generator=generator(2))
     expected = convolution(s, weight, scale, bias, ((1, 1), (0, 0), (1, 1), 1))
     arguments = (image_bits(s), k, *arguments_of(weight, scale, bias), [1, 1], [0, 0], [1, 1], 1)
-    for out_dtype, path in ((torch.float32, 0), (torch.bfloat16, 2)):
+    for out_dtype, path in ((torch.float32, 0), (torch.bfloat16, 2), (torch.float32, 3)):
+        if path == 3 and not hopper(cuda):
+            continue
         (y,) = cuda("nm_spikes", *arguments, out_dtype, path)
         assert_close(y, expected, ERROR[out_dtype])
     dense = (dense_of(weight).to(dtype).contiguous(), None, 0, 0, *arguments[6:])
@@ -336,7 +343,7 @@ def test_refusals(cuda: Implementation) -> None:
         ("nm_dense", (x, values, indices[1:], n, m, shape, None, None, 0), "indices must be uint8"),
         ("nm_dense", (x, values, indices, n, m, shape, wrong_scale, None, 0), "scale must be float32"),
         ("nm_dense", (x, values, indices, n, m, shape, None, wrong_scale, one), "bias must be float32"),
-        ("nm_dense", (x.float(), values, indices, n, m, shape, None, None, 2), "path mma_sp"),
+        ("nm_dense", (x.float(), values, indices, n, m, shape, None, None, 2), "need 16-bit x"),
         ("nm_dense", (x, values, indices, n, m, shape, None, None, 9), "path"),
         ("nm_spikes", (bits, 9, values, indices, n, m, shape, None, None, *conv), "channels must be"),
         ("nm_spikes", (bits, 17, values, indices, n, m, shape, None, None, *conv), "bits must hold"),

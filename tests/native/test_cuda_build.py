@@ -79,7 +79,9 @@ def test_what_nvcc_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("CXX", f"{sys.executable} --version")
     build.build_cuda(tmp_path / "x.so", architectures=("90a", "80"))
     commands = (tmp_path / "log").read_text().splitlines()
-    assert len(commands) == len(build.CUDA_KERNEL_SOURCES) + len(build.CUDA_HOST_SOURCES) + 2  # marker, link
+    sources = (*build.CUDA_KERNEL_SOURCES, *build.CUDA_HOPPER_SOURCES, *build.CUDA_HOST_SOURCES)
+    assert len(commands) == len(sources) + 2  # marker, link
+    assert sum(build.HOPPER_TARGET in command for command in commands) == len(build.CUDA_HOPPER_SOURCES)
     assert all(f"-ccbin {sys.executable} " in command for command in commands)
     target = "-gencode=arch=compute_80,code=[sm_90a,sm_80,compute_80]"
     assert sum(target in command for command in commands) == len(build.CUDA_KERNEL_SOURCES) + 1
@@ -95,8 +97,10 @@ def test_loads_without_cuda() -> None:
     """Every symbol it needs is in torch's CPU library, and nothing of the CUDA runtime is left to find."""
     program = (
         "import sys, torch; from snn_core.kernels.lif import schema; from snn_core.kernels.spike_pack import ops\n"
+        "from snn_core.kernels.nm_matmul import schema\n"
         "torch.ops.load_library(sys.argv[1])\n"
-        "names = ['lif', 'lif_backward', 'lif_packed', 'lif_inplace', 'spike_pack', 'spike_unpack']\n"
+        "names = ['lif', 'lif_backward', 'lif_packed', 'lif_inplace', 'spike_pack', 'spike_unpack', 'spike_im2col',\n"
+        "         'spike_max_pool', 'nm_spikes', 'nm_spikes_lif', 'nm_dense', 'nm_decompress', 'nm_compress']\n"
         "print(all(torch._C._dispatch_has_kernel_for_dispatch_key(f'snn_core::{n}', 'CUDA') for n in names))"
     )
     command = [sys.executable, "-c", program, str(LIBRARY)]
