@@ -22,7 +22,7 @@ CHECKED_ROWS = 32
 #: Rows up to which reading the weight decides: then weights rotate, so that they come from memory, not from a cache.
 FEW_ROWS = 64
 #: Weights that rotate on the CPU take so many bytes in bfloat16 together: more than the last-level cache.
-CPU_ROTATION_BYTES = 96 << 20
+CPU_ROTATION_BYTES = 64 << 20
 MAX_ROTATION = 12
 
 

@@ -243,7 +243,7 @@ def _cpu_spike_paths(problem: Problem) -> list[str]:
         paths.append("lookup")
     if pattern is not None and problem.rows <= FEW_ROWS:
         paths.append("few_rows")
-    if pattern is not None and pattern.density <= 1 / 8:
+    if pattern is not None and (pattern.density <= 1 / 4 or "lookup" not in paths):
         paths.append("kept")
     return paths
 

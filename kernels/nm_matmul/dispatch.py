@@ -52,6 +52,8 @@ TURN_CALLS = 50
 CLOSE, HOPELESS = 1.3, 2.0
 #: The default is kept unless another is faster by more than this share: noise must not decide.
 MARGIN = 0.02
+#: How a path says that it is not for these operands or this machine: no reason for a warning.
+REFUSAL = "does not take"
 #: Kept keys; shapes that depend on data could be any number. The oldest are forgotten.
 MAX_KEYS = 4096
 #: Machines, torch versions and builds whose entries are kept in the file.
@@ -142,7 +144,8 @@ def log_class(value: float, per_octave: int = 1) -> int:
 
 
 _LOCK = threading.RLock()
-os.register_at_fork(after_in_child=lambda: globals().update(_LOCK=threading.RLock()))
+if hasattr(os, "register_at_fork"):  # not on Windows; a child must not wait for a thread that it does not have
+    os.register_at_fork(after_in_child=lambda: globals().update(_LOCK=threading.RLock()))
 _MEMORY: dict[tuple[Any, ...], Choice] = {}
 #: Entries of this environment, by cache file; empty for one that is not there or cannot be used.
 _FILES: dict[Path, dict[str, Any]] = {}
@@ -213,7 +216,8 @@ def measure(candidates: Sequence[Candidate]) -> dict[str, float] | None:
     if not active:
         raise next(iter(errors.values()))
     for name, raised in errors.items():
-        _warn_once(f"{name} is left out of the choice: {type(raised).__name__}: {raised}")
+        if REFUSAL not in str(raised):
+            _warn_once(f"{name} is left out of the choice: {type(raised).__name__}: {raised}")
     measured = dict(active)
     quickest = min(timed.best() for timed in active.values())
     active = {name: timed for name, timed in active.items() if timed.best() <= 2 * HOPELESS * quickest}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +68,42 @@ def test_the_fastest_is_taken_and_remembered(clock: Clock) -> None:
     assert choose(KEY, clock.two(), "slow") == Choice("quick", "remembered", first.seconds)
     assert len(clock.calls) == made
     assert choose((*KEY[:-1], "other"), clock.two(), "slow").why == "measured"
+
+
+def test_what_is_remembered_is_known_without_candidates(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("slow", "quick")
+    assert dispatch.remembered(KEY, names) is None
+    found = choose(KEY, clock.two(), "slow")
+    assert dispatch.remembered(KEY, names) == Choice("quick", "remembered", found.seconds)
+    assert dispatch.remembered(KEY, names[::-1]) is None
+    assert _deterministic(lambda: dispatch.remembered(KEY, names)) is None
+    monkeypatch.setenv(dispatch.MODE_VARIABLE, "off")
+    assert dispatch.remembered(KEY, names) is None
+
+
+def test_a_child_process_does_not_wait_for_a_thread_of_its_parent() -> None:
+    """A fork copies a lock that is held, but not the thread that holds it."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with dispatch._LOCK:
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's about threads and forks
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if dispatch._LOCK.acquire(timeout=5) else 1)
+    _, status = os.waitpid(child, 0)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_the_file_outlives_the_process(clock: Clock) -> None:
@@ -149,7 +187,7 @@ def _traced(call: Callable[[], Choice]) -> Choice:
     return found[0]
 
 
-def _deterministic(call: Callable[[], Choice]) -> Choice:
+def _deterministic(call: Callable[[], Any]) -> Any:
     torch.use_deterministic_algorithms(True)
     try:
         return call()
@@ -220,6 +258,13 @@ def test_one_that_raises_is_left_out_with_one_warning(clock: Clock) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert three("two").name == "quick"
+
+    def refuse() -> Tensor:
+        raise RuntimeError("path 2 does not take this weight on this machine")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(("three",), [Candidate("refusing", refuse), *clock.two()], "refusing").name == "quick"
     with pytest.raises(RuntimeError, match="boom"):
         choose(("all",), [Candidate("broken", boom), Candidate("broken too", boom)], "broken")
 
