@@ -41,11 +41,13 @@ def _register() -> None:
     from snn_core.cli.distill import distill
     from snn_core.cli.doctor import doctor
     from snn_core.cli.evaluate import evaluate
+    from snn_core.cli.events import app as events
     from snn_core.cli.prune import prune
     from snn_core.cli.train import train
 
     for command in (train, prune, distill, evaluate, doctor, demo):
         app.command()(command)
+    app.add_typer(events)
 
 
 def run(arguments: list[str] | None = None) -> None:

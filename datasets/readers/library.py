@@ -1,0 +1,129 @@
+"""HDF5 and MATLAB files, read by library_worker.py in a process of its own with limits of time and memory.
+
+These libraries do not say where in the file an error is, so errors name offset 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from snn_core.datasets.readers.columns import events_from_columns
+from snn_core.datasets.readers.event_file import EventBlocks, EventFile, OpenedEvents
+
+WORKER = Path(__file__).with_name("library_worker.py")
+#: Longest silence before the reader is taken for hung.
+SECONDS = 30.0
+#: Memory beyond what the libraries themselves take: a fixed part and so many times the file's size.
+MEMORY_BYTES, MEMORY_RATIO = 1 << 28, 32
+MAX_PIECE_BYTES = 1 << 30
+
+
+def open_hdf5(file: EventFile) -> OpenedEvents:
+    """Open an HDF5 file with data sets t x y p, or a table of them, at the top, in ``events`` or in ``CD/events``."""
+    return _open(file, "hdf5", "HDF5")
+
+
+def open_mat(file: EventFile) -> OpenedEvents:
+    """Open a MATLAB 5 file: an ATIS structure (coordinates from 1, moved to 0 here), or ST-MNIST's spiketrain."""
+    return _open(file, "mat", "MATLAB 5")
+
+
+def _open(file: EventFile, kind: str, name: str) -> OpenedEvents:
+    blocks = _blocks(file, kind)
+    layout = next(blocks)  # the header is read at once, so that opening says what is wrong
+    return OpenedEvents(f"{name}, {layout}", None, blocks)  # type: ignore[arg-type]
+
+
+def _blocks(file: EventFile, kind: str) -> Iterator[Any]:
+    """First the layout, then blocks of events."""
+    memory = MEMORY_BYTES + MEMORY_RATIO * file.size
+    request = {"kind": kind, "path": os.path.abspath(file.path), "memory": memory}
+    first = 0
+    with _worker(request) as output:
+        source = _Source(file, output)
+        while True:
+            message = _message(file, source.line())
+            if "columns" not in message:
+                if first == 0 and message == {}:
+                    raise file.error(0, "the reader found nothing in it")
+                return
+            about = message["about"]
+            if first == 0:
+                yield about["layout"]
+            columns = {
+                name: np.frombuffer(source.exactly(np.dtype(form).itemsize * count), form)
+                for name, (form, count) in message["columns"].items()
+            }
+            yield events_from_columns(file, columns, first, about["origin"])
+            first += len(columns["t"]) or 1
+
+
+def _message(file: EventFile, line: bytes) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(line)
+    if "error" in message:
+        raise file.error(0, f"it cannot be read (the library names no offset): {message['error']}")
+    return message
+
+
+@contextlib.contextmanager
+def _worker(request: dict[str, Any]) -> Iterator[IO[bytes]]:
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"}
+    # -P: the folder of the script must not come before the libraries it imports.
+    with subprocess.Popen(
+        [sys.executable, "-P", str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+            yield process.stdout
+        finally:
+            process.kill()
+
+
+class _Source:
+    """Lines and bytes from the worker, with a limit of time."""
+
+    def __init__(self, file: EventFile, stream: IO[bytes]) -> None:
+        self.file, self.handle, self.rest = file, stream.fileno(), b""
+
+    def line(self) -> bytes:
+        while b"\n" not in self.rest:
+            self.rest += self._more()
+        line, self.rest = self.rest.split(b"\n", 1)
+        return line
+
+    def exactly(self, count: int) -> bytes:
+        if count > MAX_PIECE_BYTES:
+            raise self.file.error(0, f"a part of {count} bytes")
+        parts, have = [self.rest], len(self.rest)
+        while have < count:
+            parts.append(self._more())
+            have += len(parts[-1])
+        data = b"".join(parts)
+        self.rest = data[count:]
+        return data[:count]
+
+    def _more(self) -> bytes:
+        until = time.monotonic() + SECONDS
+        while not select.select([self.handle], [], [], max(until - time.monotonic(), 0))[0]:
+            if time.monotonic() >= until:
+                raise self.file.error(0, f"the library was still reading after {SECONDS:.0f} s: the file is damaged")
+        data = os.read(self.handle, 1 << 20)
+        if not data:
+            raise self.file.error(0, "the library crashed on it: the file is damaged")
+        return data

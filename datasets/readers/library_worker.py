@@ -1,0 +1,159 @@
+"""A process of its own for file formats that only a large C library reads: HDF5, and MATLAB's through scipy.
+
+Run as a script; knows nothing of the package, so that it starts without torch. Measured (h5py 3.16, HDF5 2.0): a file
+with a few changed bytes can make the library loop for ever, crash or ask for any amount of memory, and nothing in the
+same process can stop that. Here memory is limited by the operating system, and the parent ends what takes too long.
+
+Protocol: a line of JSON in (kind, path, memory in bytes), then out, for each part of the recording: a line of JSON
+``{"columns": {name: [dtype, count]}, "about": ...}`` and the bytes of its columns in that order; at the end ``{}``, or
+``{"error": ...}``.
+"""
+
+import importlib
+import json
+import resource
+import sys
+
+PIECE = 1 << 17
+NAMES = {
+    "t": ("t", "ts", "time", "timestamp", "timestamps"),
+    "x": ("x", "xs", "x_pos"),
+    "y": ("y", "ys", "y_pos"),
+    "p": ("p", "ps", "pol", "polarity", "polarities", "on"),
+}
+#: Where recordings lie in HDF5 files: at the top, DSEC's and ours "events", Prophesee's "CD/events".
+PLACES = ("", "events", "CD", "CD/events")
+
+
+class Refused(Exception):
+    """What the file holds is not read; the message says why."""
+
+
+def find_columns(names):
+    there = {name.lower(): name for name in names}
+    found = {field: [there[name] for name in known if name in there] for field, known in NAMES.items()}
+    return {field: hits[0] for field, hits in found.items()} if all(len(hits) == 1 for hits in found.values()) else None
+
+
+def send(columns, **about):
+    import numpy as np
+
+    columns = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+    for name, column in columns.items():
+        if column.dtype.kind not in "iubf" or column.ndim != 1:
+            raise Refused(f"{name} must be one-dimensional and hold numbers, got {column.dtype} {column.shape}"[:300])
+    header = {name: [column.dtype.str, len(column)] for name, column in columns.items()}
+    sys.stdout.buffer.write(json.dumps({"columns": header, "about": about}).encode() + b"\n")
+    for column in columns.values():
+        sys.stdout.buffer.write(column.tobytes())
+    sys.stdout.buffer.flush()
+
+
+def own(group, name):
+    """A member of an HDF5 group that lies in this file: a hostile file may name any other file of this user."""
+    import h5py
+
+    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+        raise Refused(f"{name} is a link to another file")
+    item = group[name]
+    if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
+        raise Refused(f"the data of {name} lie in another file")
+    return item
+
+
+def locate(file, place):
+    """The group or data set at ``place``, None where there is none."""
+    import h5py
+
+    item = file
+    for part in filter(None, place.split("/")):
+        if not isinstance(item, h5py.Group) or part not in item:
+            return None
+        item = own(item, part)
+    return item
+
+
+def read_hdf5(path):
+    import h5py
+
+    with h5py.File(path, "r", locking=False) as file:
+        for place in PLACES:
+            item = locate(file, place)
+            if isinstance(item, h5py.Dataset) and item.dtype.names and (names := find_columns(item.dtype.names)):
+                return stream(lambda a, b, item=item, names=names: compound(item[a:b], names), item.shape, place)
+            if isinstance(item, h5py.Group) and (names := find_columns(item)):
+                sets = {field: own(item, name) for field, name in names.items()}
+                if not all(isinstance(data, h5py.Dataset) for data in sets.values()):
+                    continue
+                shapes = {field: data.shape for field, data in sets.items()}
+                if len(set(shapes.values())) != 1:
+                    raise Refused(f"t, x, y and p must be of equal length, got {shapes}")
+                return stream(
+                    lambda a, b, sets=sets: {field: data[a:b] for field, data in sets.items()}, shapes["t"], place
+                )
+    raise Refused(f"no data sets t, x, y and p, nor a table of them, at the top or in {', '.join(PLACES[1:])}")
+
+
+def compound(rows, names):
+    return {field: rows[name] for field, name in names.items()}
+
+
+def stream(read, shape, place):
+    if len(shape) != 1:
+        raise Refused(f"t, x, y and p must be one-dimensional, got {shape}")
+    for first in range(0, max(shape[0], 1), PIECE):
+        send(read(first, min(first + PIECE, shape[0])), layout=f"in /{place}", origin=0)
+
+
+def read_mat(path):
+    import numpy as np
+    import scipy.io
+
+    content = {name: value for name, value in scipy.io.loadmat(path).items() if not name.startswith("__")}
+    # ATIS (Orchard): TD are changes of brightness; EM beside it are measurements of brightness, and no such events.
+    for name in ("TD", "events", *content):
+        value = content.get(name)
+        if value is not None and value.dtype.names and value.size == 1 and (names := find_columns(value.dtype.names)):
+            columns = {field: value.ravel()[0][there].ravel() for field, there in names.items()}
+            return send(columns, layout=f"ATIS structure {name}, coordinates from 1", origin=1)
+    if "spiketrain" in content:
+        return send(tactile(content["spiketrain"], np), layout="ST-MNIST spiketrain, 10 x 10 taxels", origin=0)
+    if names := find_columns(content):
+        return send({field: content[name].ravel() for field, name in names.items()}, layout="t x y p", origin=1)
+    raise Refused(f"neither a structure with t x y p nor ST-MNIST's spiketrain, but {', '.join(content)[:200]}")
+
+
+def tactile(table, np):
+    """ST-MNIST (See et al. 2020): rows 0..99 a taxel each, 10 y + x, -1, 0 or 1 at every time; last row seconds."""
+    if table.ndim != 2 or table.shape[0] != 101 or table.dtype.kind != "f":
+        raise Refused(f"spiketrain must be 101 rows of numbers, got {table.dtype} {table.shape}")
+    which, taxel = np.nonzero(table[:-1].T)
+    seconds = table[-1][which]
+    if not (np.abs(seconds) < 1e12).all():
+        raise Refused("spiketrain's times are no seconds")
+    return {"t": np.rint(seconds * 1e6).astype(np.int64), "x": taxel % 10, "y": taxel // 10, "p": table[taxel, which]}
+
+
+def main():
+    request = json.loads(sys.stdin.readline())
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    reader, library = {"hdf5": (read_hdf5, "h5py"), "mat": (read_mat, "scipy.io")}[request["kind"]]
+    # Loaded before the limit: how much of the address space a library takes is no matter of the file's.
+    importlib.import_module(library)
+    with open("/proc/self/statm") as statm:
+        taken = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + request["memory"],) * 2)
+    answer = {}
+    try:
+        reader(request["path"])
+    except MemoryError:
+        answer = {"error": f"reading it takes more than {request['memory']} bytes of memory"}
+    except Exception as error:  # whatever a library raises on a damaged file
+        text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        answer = {"error": text[:500]}
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
