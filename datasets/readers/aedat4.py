@@ -100,12 +100,12 @@ def _unpack(form: str, data: bytes, offset: int) -> int:
 def _stream_sizes(file: EventFile, info: str, offset: int) -> dict[int, tuple[int, int]]:
     """Sensor size of every stream of events, by stream, from the XML text (which no XML parser is trusted with)."""
     sizes = {}
-    places = [(match.start(), int(match.group(1))) for match in re.finditer(r'<node name="(\d{1,9})"', info)]
-    for (begin, stream), following in zip(places, [*places[1:], (len(info), 0)], strict=True):
-        part = info[begin : following[0]]
-        numbers = [re.search(rf'key="{key}"[^>]*>(\d{{1,9}})<', part) for key in ("sizeX", "sizeY")]
-        if ">EVTS<" in part and all(numbers):
-            sizes[stream] = checked_size(file, *(int(number.group(1)) for number in numbers if number), offset)  # type: ignore[misc]
+    nodes = list(re.finditer(r'<node name="(\d{1,9})"', info))
+    for node, end in zip(nodes, [*(node.start() for node in nodes[1:]), len(info)], strict=False):
+        part, stream = info[node.start() : end], int(node.group(1))
+        width, height = (re.search(rf'key="{key}"[^>]*>(\d{{1,9}})<', part) for key in ("sizeX", "sizeY"))
+        if ">EVTS<" in part and width and height:
+            sizes[stream] = checked_size(file, int(width.group(1)), int(height.group(1)), offset)
     return sizes
 
 
@@ -117,7 +117,7 @@ def _unpacker(file: EventFile, compression: str) -> Callable[[bytes], bytes]:
         if compression == "LZ4":
             import lz4.frame as lz4
 
-            return lambda data: lz4.LZ4FrameDecompressor().decompress(data, max_length=MAX_PACKET_BYTES + 1)  # type: ignore[no-any-return]
+            return lambda data: lz4.LZ4FrameDecompressor().decompress(data, max_length=MAX_PACKET_BYTES + 1)
         import zstandard
 
         # Not decompress(): it believes the size in the frame.

@@ -68,7 +68,9 @@ def _lone(file: EventFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> E
         dtype, count = _array_header(file, stream, info.file_size, info.filename)
         columns = find_columns(dtype.names or ())
         if columns is None:
-            raise file.error(info.header_offset, f"{info.filename} has no fields t x y p but {_short(dtype)}; {_HOW}")
+            raise file.error(
+                max(info.header_offset, 0), f"{info.filename} has no fields t x y p but {_short(dtype)}; {_HOW}"
+            )
         yield from _structured(file, stream, dtype, count, columns)
 
 
@@ -104,7 +106,9 @@ def _member(file: EventFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     try:
         return archive.open(info)
     except (*CORRUPT, OSError) as error:
-        raise file.error(min(info.header_offset, file.size), f"{info.filename} cannot be opened: {error}") from error
+        raise file.error(
+            min(max(info.header_offset, 0), file.size), f"{info.filename} cannot be opened: {error}"
+        ) from error
 
 
 def _elements(file: EventFile, stream: IO[bytes], dtype: np.dtype[Any], count: int, what: str) -> NDArray[Any]:

@@ -28,7 +28,8 @@ EVENT_BYTES = 8
 
 def open_dat(file: EventFile, lines: list[str]) -> OpenedEvents:
     """Open a DAT file whose header lines have been read. DataError: other events than changes, a cut-off file."""
-    fields = dict(match.groups() for line in lines if (match := re.match(r"%\s*(\w+)\s+(\d{1,9})\s*$", line)))
+    found = [match for line in lines if (match := re.match(r"%\s*(\w+)\s+(\d{1,9})\s*$", line))]
+    fields = {match.group(1): match.group(2) for match in found}
     start = file.tell()
     kind, event_bytes = file.exactly(2, "type and size of the events,")
     if kind not in CHANGE_TYPES or event_bytes != EVENT_BYTES:

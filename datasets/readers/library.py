@@ -5,10 +5,12 @@ These libraries do not say where in the file an error is, so errors name offset 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from snn_core.datasets.readers.columns import events_from_columns
-from snn_core.datasets.readers.event_file import EventBlocks, EventFile, OpenedEvents
+from snn_core.datasets.readers.event_file import EventFile, OpenedEvents
 
 WORKER = Path(__file__).with_name("library_worker.py")
 #: Longest silence before the reader is taken for hung.
@@ -42,22 +44,16 @@ def open_mat(file: EventFile) -> OpenedEvents:
 def _open(file: EventFile, kind: str, name: str) -> OpenedEvents:
     blocks = _blocks(file, kind)
     layout = next(blocks)  # the header is read at once, so that opening says what is wrong
-    return OpenedEvents(f"{name}, {layout}", None, blocks)  # type: ignore[arg-type]
+    return OpenedEvents(f"{name}, {layout}", None, blocks)
 
 
 def _blocks(file: EventFile, kind: str) -> Iterator[Any]:
     """First the layout, then blocks of events."""
     memory = MEMORY_BYTES + MEMORY_RATIO * file.size
-    request = {"kind": kind, "path": os.path.abspath(file.path), "memory": memory}
+    request = {"path": os.path.abspath(file.path), "memory": memory}
     first = 0
-    with _worker(request) as output:
-        source = _Source(file, output)
-        while True:
-            message = _message(file, source.line())
-            if "columns" not in message:
-                if first == 0 and message == {}:
-                    raise file.error(0, "the reader found nothing in it")
-                return
+    with _worker(file, kind, request) as source:
+        while "columns" in (message := _message(file, source.line())):
             about = message["about"]
             if first == 0:
                 yield about["layout"]
@@ -77,22 +73,58 @@ def _message(file: EventFile, line: bytes) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _worker(request: dict[str, Any]) -> Iterator[IO[bytes]]:
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"}
-    # -P: the folder of the script must not come before the libraries it imports.
-    with subprocess.Popen(
-        [sys.executable, "-P", str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+def _worker(file: EventFile, kind: str, request: dict[str, Any]) -> Iterator[_Source]:
+    """A worker that has been sent the request. One that answered to the end is kept for the next file."""
+    process = _idle.pop((os.getpid(), kind), None)
+    if process is None or process.poll() is not None:
+        process = _start(kind)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    source = _Source(file, process.stdout)
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        yield source
+    finally:
+        if source.complete and _idle.setdefault((os.getpid(), kind), process) is process:
+            pass
+        else:
+            _end(process)
+
+
+#: The worker that waits for the next file, by process and kind. A forked process must not use its parent's.
+_idle: dict[tuple[int, str], subprocess.Popen[bytes]] = {}
+
+
+def _start(kind: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    # -P: the folder of the script must not come before the libraries it imports. A session of its own: ending it ends
+    # the process that reads too, and Ctrl-C does not reach it.
+    return subprocess.Popen(
+        [sys.executable, "-P", str(WORKER), kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env=environment,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
-            yield process.stdout
-        finally:
-            process.kill()
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            stream.close()  # type: ignore[union-attr]
+    process.wait()
+
+
+@atexit.register
+def _end_idle() -> None:
+    for (owner, _), process in list(_idle.items()):
+        if owner == os.getpid():
+            _end(process)
 
 
 class _Source:
@@ -100,11 +132,13 @@ class _Source:
 
     def __init__(self, file: EventFile, stream: IO[bytes]) -> None:
         self.file, self.handle, self.rest = file, stream.fileno(), b""
+        self.complete = False  # whether the worker has answered to the end
 
     def line(self) -> bytes:
         while b"\n" not in self.rest:
             self.rest += self._more()
         line, self.rest = self.rest.split(b"\n", 1)
+        self.complete = not line.startswith(b'{"columns"') and not self.rest
         return line
 
     def exactly(self, count: int) -> bytes:

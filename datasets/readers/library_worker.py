@@ -4,15 +4,18 @@ Run as a script; knows nothing of the package, so that it starts without torch. 
 with a few changed bytes can make the library loop for ever, crash or ask for any amount of memory, and nothing in the
 same process can stop that. Here memory is limited by the operating system, and the parent ends what takes too long.
 
-Protocol: a line of JSON in (kind, path, memory in bytes), then out, for each part of the recording: a line of JSON
-``{"columns": {name: [dtype, count]}, "about": ...}`` and the bytes of its columns in that order; at the end ``{}``, or
-``{"error": ...}``.
+Protocol: the kind of file is the script's argument. A line of JSON in (path, memory in bytes); out, for each part of
+the recording, a line of JSON ``{"columns": {name: [dtype, count]}, "about": ...}`` and the bytes of its columns in that
+order; at the end ``{}``, or ``{"error": ...}``. Then the next file.
 """
 
 import importlib
 import json
+import os
 import resource
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 PIECE = 1 << 17
 NAMES = {
@@ -29,13 +32,13 @@ class Refused(Exception):
     """What the file holds is not read; the message says why."""
 
 
-def find_columns(names):
+def find_columns(names: Iterable[str]) -> dict[str, str] | None:
     there = {name.lower(): name for name in names}
     found = {field: [there[name] for name in known if name in there] for field, known in NAMES.items()}
     return {field: hits[0] for field, hits in found.items()} if all(len(hits) == 1 for hits in found.values()) else None
 
 
-def send(columns, **about):
+def send(columns: dict[str, Any], **about: Any) -> None:
     import numpy as np
 
     columns = {name: np.ascontiguousarray(column) for name, column in columns.items()}
@@ -49,7 +52,7 @@ def send(columns, **about):
     sys.stdout.buffer.flush()
 
 
-def own(group, name):
+def own(group: Any, name: str) -> Any:
     """A member of an HDF5 group that lies in this file: a hostile file may name any other file of this user."""
     import h5py
 
@@ -61,7 +64,7 @@ def own(group, name):
     return item
 
 
-def locate(file, place):
+def locate(file: Any, place: str) -> Any:
     """The group or data set at ``place``, None where there is none."""
     import h5py
 
@@ -73,14 +76,14 @@ def locate(file, place):
     return item
 
 
-def read_hdf5(path):
+def read_hdf5(path: str) -> None:
     import h5py
 
     with h5py.File(path, "r", locking=False) as file:
         for place in PLACES:
             item = locate(file, place)
             if isinstance(item, h5py.Dataset) and item.dtype.names and (names := find_columns(item.dtype.names)):
-                return stream(lambda a, b, item=item, names=names: compound(item[a:b], names), item.shape, place)
+                return stream({field: FieldOf(item, name) for field, name in names.items()}, item.shape, place)
             if isinstance(item, h5py.Group) and (names := find_columns(item)):
                 sets = {field: own(item, name) for field, name in names.items()}
                 if not all(isinstance(data, h5py.Dataset) for data in sets.values()):
@@ -88,24 +91,30 @@ def read_hdf5(path):
                 shapes = {field: data.shape for field, data in sets.items()}
                 if len(set(shapes.values())) != 1:
                     raise Refused(f"t, x, y and p must be of equal length, got {shapes}")
-                return stream(
-                    lambda a, b, sets=sets: {field: data[a:b] for field, data in sets.items()}, shapes["t"], place
-                )
+                return stream(sets, shapes["t"], place)
     raise Refused(f"no data sets t, x, y and p, nor a table of them, at the top or in {', '.join(PLACES[1:])}")
 
 
-def compound(rows, names):
-    return {field: rows[name] for field, name in names.items()}
+class FieldOf:
+    """A field of a table, sliced like a data set of its own."""
+
+    def __init__(self, table: Any, name: str) -> None:
+        self.table, self.name = table, name
+
+    def __getitem__(self, part: slice) -> Any:
+        return self.table[part][self.name]
 
 
-def stream(read, shape, place):
+def stream(sets: dict[str, Any], shape: tuple[int, ...], place: str) -> None:
+    """Send the columns in pieces; at least one, so that an empty recording says what it is."""
     if len(shape) != 1:
         raise Refused(f"t, x, y and p must be one-dimensional, got {shape}")
     for first in range(0, max(shape[0], 1), PIECE):
-        send(read(first, min(first + PIECE, shape[0])), layout=f"in /{place}", origin=0)
+        part = slice(first, min(first + PIECE, shape[0]))
+        send({field: data[part] for field, data in sets.items()}, layout=f"in /{place}", origin=0)
 
 
-def read_mat(path):
+def read_mat(path: str) -> None:
     import numpy as np
     import scipy.io
 
@@ -123,7 +132,7 @@ def read_mat(path):
     raise Refused(f"neither a structure with t x y p nor ST-MNIST's spiketrain, but {', '.join(content)[:200]}")
 
 
-def tactile(table, np):
+def tactile(table: Any, np: Any) -> dict[str, Any]:
     """ST-MNIST (See et al. 2020): rows 0..99 a taxel each, 10 y + x, -1, 0 or 1 at every time; last row seconds."""
     if table.ndim != 2 or table.shape[0] != 101 or table.dtype.kind != "f":
         raise Refused(f"spiketrain must be 101 rows of numbers, got {table.dtype} {table.shape}")
@@ -134,25 +143,36 @@ def tactile(table, np):
     return {"t": np.rint(seconds * 1e6).astype(np.int64), "x": taxel % 10, "y": taxel // 10, "p": table[taxel, which]}
 
 
-def main():
-    request = json.loads(sys.stdin.readline())
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    reader, library = {"hdf5": (read_hdf5, "h5py"), "mat": (read_mat, "scipy.io")}[request["kind"]]
-    # Loaded before the limit: how much of the address space a library takes is no matter of the file's.
-    importlib.import_module(library)
+def answer(request: dict[str, Any], reader: Callable[[str], None]) -> None:
+    """Read one file and send it, or why not."""
     with open("/proc/self/statm") as statm:
-        taken = int(statm.read().split()[0]) * resource.getpagesize()
+        taken = int(statm.read().split()[0]) * resource.getpagesize()  # by the libraries: no matter of the file's
     resource.setrlimit(resource.RLIMIT_AS, (taken + request["memory"],) * 2)
-    answer = {}
+    last = {}
     try:
         reader(request["path"])
     except MemoryError:
-        answer = {"error": f"reading it takes more than {request['memory']} bytes of memory"}
+        last = {"error": f"reading it takes more than {request['memory']} bytes of memory"}
     except Exception as error:  # whatever a library raises on a damaged file
         text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-        answer = {"error": text[:500]}
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        last = {"error": text[:500]}
+    sys.stdout.buffer.write(json.dumps(last).encode() + b"\n")
     sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    reader, library = {"hdf5": (read_hdf5, "h5py"), "mat": (read_mat, "scipy.io")}[sys.argv[1]]
+    importlib.import_module(library)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        # A process for each file, so that one file cannot leave anything behind for the next. Importing takes most of
+        # the time, forking little.
+        child = os.fork()
+        if child == 0:
+            answer(json.loads(line), reader)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] != 0:
+            return  # it crashed, perhaps in the middle of an answer: the other side sees the end of the stream
 
 
 if __name__ == "__main__":

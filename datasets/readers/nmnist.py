@@ -16,13 +16,13 @@ MAX_BYTES = 1 << 28
 
 
 def looks_like_nmnist(head: bytes, size: int) -> bool:
-    """Whether the first bytes and the size of a file fit: whole events (but for a cut-off last one), times ascending."""
+    """Whether the first bytes and the size of a file fit: rows below 240 or its mark, and times that ascend."""
     raw = np.frombuffer(head[: min(len(head) // EVENT_BYTES, LOOKED_AT) * EVENT_BYTES], np.uint8).reshape(
         -1, EVENT_BYTES
     )
     if len(raw) == 0 or size > MAX_BYTES:
         return False
-    x, y, high, middle, low = raw.T.astype(np.int64)
+    _, y, high, middle, low = raw.T.astype(np.int64)
     overflow = y == OVERFLOW_Y
     t = ((high & 0x7F) << 16 | middle << 8 | low) + np.cumsum(overflow) * OVERFLOW_MICROSECONDS
     t = t[~overflow]

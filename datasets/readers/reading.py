@@ -145,9 +145,11 @@ def event_file_info(path: PathLike) -> EventFileInfo:
             backwards += int((np.diff(t) < 0).sum()) + int(previous is not None and t[0] < previous)
             previous = int(t[-1])
             num, num_on = num + len(events), num_on + int(np.count_nonzero(events["p"]))
-    found = [ranges.get(name) for name in "txy"]
+    t_range, x_range, y_range = (ranges.get(name) for name in "txy")
     size = os.path.getsize(path)
-    return EventFileInfo(os.fspath(path), opened.format, size, opened.sensor_size, num, *found, num_on, backwards)
+    return EventFileInfo(
+        os.fspath(path), opened.format, size, opened.sensor_size, num, t_range, x_range, y_range, num_on, backwards
+    )
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def write_events(path: str | os.PathLike[str], events: Events, format: str | Non
         if chosen == "npz":
             _check(events, ".npz", t=1 << 62, x=1 << 15, y=1 << 15)
             with open(temporary, "wb") as output:
-                np.savez_compressed(output, **{name: events[name] for name in FIELDS})
+                np.savez_compressed(output, t=events["t"], x=events["x"], y=events["y"], p=events["p"])
         else:
             temporary.write_bytes(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def _pictures(events: NDArray[Any], width: int, height: int, panels: int) -> lis
     edges = [begin + (end - begin) * index // panels for index in range(panels + 1)]
     pixel = events["y"].astype(np.int64) * width + events["x"]
     pictures = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (t >= low) & (t < high)
         counts = [
             np.bincount(pixel[inside & (events["p"] == p)], minlength=width * height).reshape(height, width)
