@@ -64,6 +64,7 @@ _HOW = "an array without names is not read, since the order of its columns is an
 
 
 def _lone(file: EventFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> EventBlocks:
+    start = min(max(info.header_offset, 0), file.size)
     with _member(file, archive, info) as stream:
         dtype, count = _array_header(file, stream, info.file_size, info.filename)
         columns = find_columns(dtype.names or ())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snn_core.datasets import EVENT_DTYPE, make_events
+from snn_core.datasets import make_events
 
 Events = np.ndarray
 
@@ -58,9 +58,7 @@ def aedat3_packet(events: Events, *, overflow: int = 0, kind: int = 1, valid: in
     return header + np.stack([word, t & 0x7FFFFFFF], axis=1).astype("<u4").tobytes()
 
 
-AEDAT3_HEADER = (
-    b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2020-11-20 18:06:50\r\n#!END-HEADER\r\n"
-)
+AEDAT3_HEADER = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
 
 
 def aedat3(events: Events, packet: int = 37) -> bytes:
@@ -70,9 +68,8 @@ def aedat3(events: Events, packet: int = 37) -> bytes:
 
 
 def aedat4_header(compression: int, table: int = -1, size: tuple[int, int] = (64, 48)) -> bytes:
-    info = (
-        f'<node name="0"><attr key="t">EVTS</attr><attr key="sizeX">{size[0]}</attr><attr key="sizeY">{size[1]}</attr>'
-    )
+    keys = {"typeIdentifier": "EVTS", "sizeX": size[0], "sizeY": size[1]}
+    info = '<node name="0">' + "".join(f'<attr key="{key}">{value}</attr>' for key, value in keys.items())
     text = info.encode() + b"\0"
     # A table of compression i32, place of the table i64, text; its vtable before it.
     vtable = struct.pack("<HHHHH", 10, 24, 4, 8, 16)
@@ -195,8 +192,6 @@ def make_samples(num: int = 200) -> dict[str, Sample]:
     small, square = some_events(num, 64, 48), some_events(num, 128, 128, seed=1)
     davis = some_events(num, 346, 260, seed=2)
     slow = some_events(num, 64, 48, seed=3, step=500)
-    nothing = np.empty(0, EVENT_DTYPE)
-    assert len(nothing) == 0
     return {
         "nmnist": Sample(nmnist(small), small),
         "aedat2": Sample(aedat2(square), square),
