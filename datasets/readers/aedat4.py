@@ -26,7 +26,6 @@ from snn_core.datasets.readers.event_file import (
     check_inside,
     checked_size,
 )
-from snn_core.errors import DataError
 
 MAGIC = b"#!AER-DAT4.0\r\n"
 EVENT = np.dtype({"names": ["t", "x", "y", "p"], "formats": ["<i8", "<i2", "<i2", "u1"],
@@ -125,10 +124,8 @@ def _unpacker(file: EventFile, compression: str) -> Callable[[bytes], bytes]:
             MAX_PACKET_BYTES + 1
         )  # fmt: skip
     except ImportError as error:
-        raise DataError(
-            f"{file.name}: its packets are compressed with {compression}; reading them needs: "
-            f"pip install 'snn-core[aedat4]' ({error})"
-        ) from error
+        what = f"packets compressed with {compression}, which need pip install 'snn-core[aedat4]' ({error})"
+        raise file.error(file.tell(), what) from error
 
 
 def _packets(

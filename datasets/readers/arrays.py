@@ -69,9 +69,7 @@ def _lone(file: EventFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> E
         dtype, count = _array_header(file, stream, info.file_size, info.filename)
         columns = find_columns(dtype.names or ())
         if columns is None:
-            raise file.error(
-                max(info.header_offset, 0), f"{info.filename} has no fields t x y p but {_short(dtype)}; {_HOW}"
-            )
+            raise file.error(start, f"{info.filename} has no fields t x y p but {_short(dtype)}; {_HOW}")
         yield from _structured(file, stream, dtype, count, columns)
 
 
@@ -159,7 +157,9 @@ def _array_header(file: EventFile, stream: IO[bytes], size: int, what: str) -> t
     if len(shape) == 2 and 1 in shape and dtype.names is None:
         shape = (math.prod(shape),)
     if dtype.hasobject or len(shape) != 1 or dtype.itemsize == 0:
-        raise file.error(start, f"{what} is {_short(dtype)} {str(shape)[:80]}; expected one dimension of numbers")
+        raise file.error(
+            start, f"{what} is {_short(dtype)} {str(shape)[:80]}; expected one dimension of numbers; {_HOW}"
+        )
     expected = len(magic) + len(prefix) + length + shape[0] * dtype.itemsize
     if shape[0] < 0 or expected != size:
         raise file.error(start, f"{what} announces {expected} bytes but has {size}")

@@ -20,7 +20,8 @@ def looks_like_nmnist(head: bytes, size: int) -> bool:
     raw = np.frombuffer(head[: min(len(head) // EVENT_BYTES, LOOKED_AT) * EVENT_BYTES], np.uint8).reshape(
         -1, EVENT_BYTES
     )
-    if len(raw) == 0 or size > MAX_BYTES:
+    is_text = head.isascii() and head.decode().replace("\n", "").isprintable()
+    if len(raw) == 0 or size > MAX_BYTES or is_text:
         return False
     _, y, high, middle, low = raw.T.astype(np.int64)
     overflow = y == OVERFLOW_Y

@@ -181,8 +181,8 @@ def _reader(file: EventFile) -> OpenReader:
     for beginning, reader in BEGINNINGS:
         if head.startswith(beginning):
             return reader
-    if looks_like_nmnist(head, file.size):
-        return open_nmnist
     version = head[:14] if head.startswith(b"#!AER-DAT") else b""
+    if not version and looks_like_nmnist(head, file.size):
+        return open_nmnist
     what = f"{version.decode('latin-1').strip()!r} is not read" if version else f"it begins with {head[:12]!r}"
     raise file.error(0, f"no known event format: {what}. Read are {FORMATS}")

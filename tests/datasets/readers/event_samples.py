@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 from dataclasses import dataclass
@@ -173,7 +174,9 @@ def hdf5(events: Events) -> bytes:
 
     with h5py.File("x", "w", driver="core", backing_store=False) as file:
         for name in "txyp":
-            file.create_dataset(f"events/{name}", data=events[name], chunks=(64,), compression="gzip")
+            file.create_dataset(
+                f"events/{name}", data=events[name], chunks=(min(len(events), 4096),), compression="gzip"
+            )
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -188,11 +191,11 @@ def mat(events: Events) -> bytes:
 
 
 def make_samples(num: int = 200) -> dict[str, Sample]:
-    """One file of every format with ``num`` events. AEDAT-4 is uncompressed, so that it needs no package."""
+    """One file of every format with ``num`` events. Compressed AEDAT-4 where the packages are there."""
     small, square = some_events(num, 64, 48), some_events(num, 128, 128, seed=1)
     davis = some_events(num, 346, 260, seed=2)
     slow = some_events(num, 64, 48, seed=3, step=500)
-    return {
+    samples = {
         "nmnist": Sample(nmnist(small), small),
         "aedat2": Sample(aedat2(square), square),
         "aedat2-davis": Sample(aedat2_davis(davis), davis),
@@ -207,3 +210,8 @@ def make_samples(num: int = 200) -> dict[str, Sample]:
         "hdf5": Sample(hdf5(small), small),
         "mat": Sample(mat(small), small),
     }
+    if importlib.util.find_spec("lz4") is not None:
+        samples["aedat4-lz4"] = Sample(aedat4(small, 1), small)
+    if importlib.util.find_spec("zstandard") is not None:
+        samples["aedat4-zstd"] = Sample(aedat4(small, 3), small)
+    return samples

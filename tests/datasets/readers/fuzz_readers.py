@@ -1,4 +1,4 @@
-"""Damage event files at random and read them: ``python tests/datasets/readers/fuzz_readers.py --cases 10000 [--format evt3]``.
+"""Damage event files at random and read them: ``python fuzz_readers.py --cases 10000 [--format evt3]``.
 
 Every case must end, in bounded time and memory, in events or in a DataError that names file and offset. The test suite
 runs some hundred cases of each format (test_fuzz.py).
