@@ -15,29 +15,10 @@
 #include "lif/options.h"
 #include "nm_matmul/nm_arguments.h"
 #include "nm_matmul/nm_engine.h"
+#include "nm_matmul/nm_paths.h"
 
 namespace snn_core {
 namespace {
-
-// Which path is fastest (docs/notes/nm_matmul.md has the measurements): the weight is read once for a few rows;
-// decoding it for the event path pays from some 64 rows on; lookups and kept weights cost the same at every rate.
-constexpr int64_t kFewestRows = 12, kEventRows = 64;
-constexpr double kLookupRate = 0.34, kKeptRate = 0.1;  // a lookup costs in proportion to the weights that are kept
-
-int automatic_path(const NMProblem& problem) {
-  const NMWeight& w = problem.weight;
-  const int64_t rows = problem.windows.rows();
-  const bool sparse = w.indices != nullptr && 8 * w.n <= w.m;
-  const bool few_rows = (w.indices == nullptr || 8 * w.n >= w.m) && nm_kernel(kNMFewRows, w) != nullptr;
-  const bool lookup = nm_kernel(kNMLookup, w) != nullptr;
-  const bool kept = sparse && nm_kernel(kNMKept, w) != nullptr;
-  if (rows < kFewestRows && few_rows) return kNMFewRows;
-  if (!lookup && !kept) return kNMEvent;
-  const double density = w.indices == nullptr ? 1.0 : static_cast<double>(w.n) / w.m;
-  const double most = lookup ? kLookupRate * density : kKeptRate;
-  const bool often = rows < kEventRows || nm_firing_rate(problem.windows) > most;
-  return !often ? kNMEvent : lookup ? kNMLookup : kNMKept;
-}
 
 // The arguments that nm_spikes and nm_spikes_lif have in common.
 struct SpikeArguments {
@@ -68,7 +49,10 @@ struct SpikeArguments {
                       output_vector(bias, outputs, "bias"),
                       static_cast<int>(path)};
     require_nm(same_device(values, bits), "values is not on the device of bits");
-    if (problem.path == kNMAutomatic) problem.path = automatic_path(problem);
+    if (problem.path == kNMAutomatic) {
+      problem.path = nm_fastest_path(problem.weight, problem.windows.rows(),
+                                     [&] { return nm_firing_rate(problem.windows); });
+    }
     return problem;
   }
 };
