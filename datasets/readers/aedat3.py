@@ -45,7 +45,7 @@ def _packets(file: EventFile, size: tuple[int, int] | None) -> EventBlocks:
         if kind == POLARITY and event_bytes != POLARITY_BYTES:
             raise file.error(start, f"polarity events of {event_bytes} bytes, expected {POLARITY_BYTES}")
         data = file.exactly(event_bytes * number, f"a packet of {number} events")
-        if kind == POLARITY:
+        if kind == POLARITY and number:
             yield _polarity(file, data, overflow, valid, size, start + PACKET_HEADER.size)
 
 

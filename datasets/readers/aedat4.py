@@ -102,7 +102,7 @@ def _stream_sizes(file: EventFile, info: str, offset: int) -> dict[int, tuple[in
     nodes = list(re.finditer(r'<node name="(\d{1,9})"', info))
     for node, end in zip(nodes, [*(node.start() for node in nodes[1:]), len(info)], strict=False):
         part, stream = info[node.start() : end], int(node.group(1))
-        width, height = (re.search(rf'key="{key}"[^>]*>(\d{{1,9}})<', part) for key in ("sizeX", "sizeY"))
+        width, height = (re.search(rf'key="{key}"[^>]{{0,200}}>(\d{{1,9}})<', part) for key in ("sizeX", "sizeY"))
         if ">EVTS<" in part and width and height:
             sizes[stream] = checked_size(file, int(width.group(1)), int(height.group(1)), offset)
     return sizes

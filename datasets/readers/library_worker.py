@@ -119,17 +119,20 @@ def read_mat(path: str) -> None:
     import scipy.io
 
     content = {name: value for name, value in scipy.io.loadmat(path).items() if not name.startswith("__")}
-    # ATIS (Orchard): TD are changes of brightness; EM beside it are measurements of brightness, and no such events.
-    for name in ("TD", "events", *content):
-        value = content.get(name)
-        if value is not None and value.dtype.names and value.size == 1 and (names := find_columns(value.dtype.names)):
-            columns = {field: value.ravel()[0][there].ravel() for field, there in names.items()}
-            return send(columns, layout=f"ATIS structure {name}, coordinates from 1", origin=1)
+    # Orchard's functions for the ATIS: TD are changes of brightness; EM beside it are measurements of brightness.
+    structures = ["TD"] if "TD" in content else [name for name, value in content.items() if value.dtype.names]
+    value = content.get(structures[0]) if len(structures) == 1 else None
+    if value is not None and value.size == 1 and {"x", "y", "p", "ts"} <= set(value.dtype.names or ()):
+        columns = {
+            field: value.ravel()[0][there].ravel() for field, there in zip("txyp", ("ts", "x", "y", "p"), strict=True)
+        }
+        p = columns["p"]
+        if p.dtype.kind in "iuf" and p.size and p.min() >= 1 and p.max() == 2:  # of N-MNIST: 1 OFF, 2 ON
+            columns["p"] = p.astype(np.int64) - 1
+        return send(columns, layout=f"ATIS structure {structures[0]}, coordinates from 1", origin=1)
     if "spiketrain" in content:
         return send(tactile(content["spiketrain"], np), layout="ST-MNIST spiketrain, 10 x 10 taxels", origin=0)
-    if names := find_columns(content):
-        return send({field: content[name].ravel() for field, name in names.items()}, layout="t x y p", origin=1)
-    raise Refused(f"neither a structure with t x y p nor ST-MNIST's spiketrain, but {', '.join(content)[:200]}")
+    raise Refused(f"neither an ATIS structure of x y p ts nor ST-MNIST's spiketrain, but {', '.join(content)[:200]}")
 
 
 def tactile(table: Any, np: Any) -> dict[str, Any]:

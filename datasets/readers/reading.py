@@ -47,6 +47,7 @@ FORMATS = (
 )
 #: Events a chunk: 22 MB.
 CHUNK = 1 << 20
+MAX_BLOCKS = 1 << 14
 
 
 def read_events(path: PathLike) -> NDArray[np.void]:
@@ -62,8 +63,12 @@ def read_events(path: PathLike) -> NDArray[np.void]:
         DataError: the file cannot be read, is of no known format, damaged or cut off; the message names file and
             offset. Memory stays bounded by the events that are there, whatever the file announces.
     """
+    blocks: list[NDArray[np.void]] = []
     with _opened(path) as opened:
-        blocks = list(opened.blocks)
+        for block in opened.blocks:
+            blocks.append(block)
+            if len(blocks) == MAX_BLOCKS:  # packets of few events each: the arrays would weigh more than the events
+                blocks = [np.concatenate(blocks)]
     return np.concatenate(blocks) if blocks else np.empty(0, EVENT_DTYPE)
 
 

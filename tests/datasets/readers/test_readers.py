@@ -15,7 +15,7 @@ from fuzz_readers import fuzz
 from scipy.io import savemat
 
 from snn_core.datasets import EVENT_DTYPE, event_file_info, iterate_event_chunks, make_events, read_events
-from snn_core.datasets.readers import arrays, event_file, library
+from snn_core.datasets.readers import arrays, event_file, library, reading
 from snn_core.errors import ArgumentError, DataError
 
 SAMPLES = make.make_samples()
@@ -109,6 +109,13 @@ def test_aedat3_overflow_and_invalid_events(tmp_path: Path) -> None:
     found = read(tmp_path, make.AEDAT3_HEADER + later + invalid + unmarked)
     assert found["t"].tolist() == [(2 << 31) + 5, (2 << 31) + 9, 5, 9]
     assert found["x"].tolist() == [1, 127, 1, 127]
+
+
+def test_aedat3_of_many_small_packets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_BLOCKS", 7)
+    events = SAMPLES["aedat3"].events
+    data = make.aedat3(events, packet=1) + make.aedat3_packet(events[:0])
+    np.testing.assert_array_equal(read(tmp_path, data), events)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -296,10 +303,18 @@ def test_two_hdf5_files_at_once_and_one_left_half_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_events(paths[0]), make.some_events(140_000, 64, 48, seed=1))
 
 
+def test_mat_polarities(tmp_path: Path) -> None:
+    """0 and 1, -1 and 1, and Orchard's 1 and 2."""
+    for p in ([0, 1], [-1, 1], [1, 2]):
+        output = io.BytesIO()
+        savemat(output, {"TD": {"x": [1, 3], "y": [2, 4], "ts": [5, 6], "p": p}})
+        assert read(tmp_path, output.getvalue()).tolist() == [(5, 0, 1, 0), (6, 2, 3, 1)]
+
+
 def test_mat_without_events(tmp_path: Path) -> None:
     output = io.BytesIO()
     savemat(output, {"other": np.zeros(3)})
-    with pytest.raises(DataError, match="neither a structure with t x y p nor ST-MNIST's spiketrain, but other"):
+    with pytest.raises(DataError, match="neither an ATIS structure of x y p ts nor ST-MNIST's spiketrain, but other"):
         read(tmp_path, output.getvalue())
     output = io.BytesIO()
     savemat(output, {"TD": {"x": [0, 1], "y": [1, 1], "ts": [1, 2], "p": [0, 1]}})
