@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,13 @@ class Operands:
     convolution: tuple[Any, ...] | None  # stride, padding, dilation, groups
 
 
-def contenders(operands: Operands, names: Sequence[str] | None = None) -> tuple[list[Contender], dict[str, str]]:
+def contenders(
+    operands: Operands, names: Sequence[str] | None = None, patience: float = float("inf")
+) -> tuple[list[Contender], dict[str, str]]:
     """Everyone for these operands (or those of ``names``), ours first, and why others are missing.
 
-    Forms of the weight are made here. Without ``names``, each is called once: an unsupported one is known by that.
+    Forms of the weight are made here. Without ``names``, each is called once: that shows who cannot take these operands
+    and who takes more than ``patience`` seconds.
     """
     found: list[Contender] = []
     missing: dict[str, str] = {}
@@ -64,10 +68,15 @@ def contenders(operands: Operands, names: Sequence[str] | None = None) -> tuple[
                 continue
             try:
                 run = make()
+                began = time.perf_counter()
                 if names is None:
                     run()
+                seconds = time.perf_counter() - began
             except (RuntimeError, NotImplementedError, AttributeError, BackendUnavailableError) as error:
                 missing[name] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+                continue
+            if kind != "ours" and seconds > patience:
+                missing[name] = f"{seconds:.1f} s a call, {patience:.1f} allowed"
                 continue
             found.append(Contender(name, kind, run))
     return found, missing

@@ -59,6 +59,10 @@ def test_convolutions_patterns_and_dense_activations() -> None:
         for name in ("F.conv2d float32", "oneDNN bfloat16", "F.conv2d bfloat16, channels-last"):
             assert conv[name]["relative_error"] < 1e-2, conv[name]
         assert cell([5, 64, 32], "1:8", 0.2)["contenders"]["snn_core"]["relative_error"] < 1e-6
+        settings.patience = 0.0
+        slow = cell([5, 64, 32], "1:8", 0.2)
+        assert list(slow["best"]) == ["ours"] and "0.0 allowed" in slow["contenders"]["oneDNN float32"]["skipped"]
+        settings.patience = 60.0
         nm_cell.CPU_ROTATION_BYTES = 1 << 20
         few = cell([2, 256, 1024], "2:4", None)
         assert few["sets"] == 3 and few["contenders"]["snn_core"]["dtype"] == "bfloat16", few
