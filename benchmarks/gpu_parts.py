@@ -116,7 +116,9 @@ def tests(suite: Suite) -> Report:
     """The tests that need a GPU, where pytest is installed. The others are for a machine that builds the rest."""
     if not importlib.util.find_spec("pytest"):
         return {"skipped": "pytest is not installed"}
-    files = {"test_lif_cuda.py": ["-k", "not emulated"], "test_triton_cuda.py": [], "test_nm_triton_cuda.py": []}
+    emulated = ["-k", "not emulated"]
+    files = {"test_lif_cuda.py": emulated, "test_nm_cuda.py": emulated, "test_triton_cuda.py": [],
+             "test_nm_triton_cuda.py": []}  # fmt: skip
     report: Report = {}
     for name, options in files.items():
         command = [*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--noconftest", *options,

@@ -40,8 +40,8 @@ def compressed(shape: tuple[int, ...], dtype: torch.dtype, pattern: str = "2:4",
     weight = torch.randn(shape, generator=generator(seed))
     if dtype.itemsize == 1:
         weight = (weight * 20).round().clamp(-100, 100)
-    weight = CompressedNM.from_dense(weight, pattern, nm_mask_by_magnitude(weight, pattern))
-    return CompressedNM(weight.values.to(dtype), weight.indices, weight.shape, weight.pattern)
+    kept = CompressedNM.from_dense(weight, pattern, nm_mask_by_magnitude(weight, pattern))
+    return CompressedNM(kept.values.to(dtype), kept.indices, kept.shape, kept.pattern)
 
 
 def dense_of(weight: CompressedNM) -> Tensor:
@@ -123,7 +123,7 @@ def test_compress_like_from_dense(cuda: Implementation) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)
-def test_model_of_mma_reads_metadata_as_torch_writes_it(dtype: torch.dtype) -> None:
+def test_emulated_mma_reads_metadata_as_torch_writes_it(dtype: torch.dtype) -> None:
     """torch's conversion for CUTLASS gives lane after lane one word; the model must find the positions in them."""
     emulated = cuda_implementations.implementation("emulated")
     columns, rows = (32, 32) if dtype == torch.bfloat16 else (64, 16)
