@@ -29,10 +29,10 @@ const NMKernel* nm_kernel(int path, const NMWeight& w) {
 namespace {
 
 constexpr int64_t kWaveBytes = 32 << 20;    // of prepared spikes, at most (but one block at least)
-constexpr int64_t kPanelBytes = 256 << 10;  // of a decoded chunk: half an L2 cache
+constexpr int64_t kPanelBytes = 256 << 10;  // of a decoded chunk: a quarter of an L2 cache, beside the sums
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel pays
-constexpr int64_t kMostRows = 8192;         // of a task, whose sums are kept between chunks of inputs
+constexpr int64_t kMostRows = 2048;         // of a task, whose sums are kept between chunks of inputs
 constexpr int64_t kRangeOutputs = 64;       // of a task of the other paths
 constexpr int64_t kGrainWork = 1 << 20;     // weights touched below which a thread is not worth waking
 
@@ -247,7 +247,7 @@ class Engine {
       for (int64_t i = begin; i < end; ++i) {
         const NMBlock here = block(first_block + i);
         const Prepared& spikes = prepared_[i];
-        float* const place = last - first == width ? sink_.place(here, first, last) : nullptr;
+        float* const place = count == 1 && last - first == width ? sink_.place(here, first, last) : nullptr;
         float* const target = place != nullptr ? place : y;
         const int64_t ld = place != nullptr ? w_.outputs : width;
         const NMEventRows rows{panel, pairs, spikes.spikes.get(), spikes.offset.data() + c, count, here.rows(),
