@@ -87,7 +87,7 @@ class Neuron:
     def store(self, call: Call, v: Tensor) -> None:
         """Keep ``v [S, *shape]`` for the next call."""
         if call.keep_state:
-            self.module.v = v.reshape(*self.lead(call), *v.shape[1:])  # type: ignore[assignment]
+            self.module.v = v.reshape(*self.lead(call), *v.shape[1:])
 
 
 class Synapses(nn.Module):
@@ -282,7 +282,7 @@ class SpikingLayer(nn.Module):
         self._store(v, call)
         return bits.flatten(0, 1).permute(0, 2, 3, 1).contiguous()
 
-    def _load(self, size: tuple[int, ...] | torch.Size, call: Call, outputs: bool = False) -> Tensor | None:
+    def _load(self, size: Sequence[int], call: Call, outputs: bool = False) -> Tensor | None:
         """The potential ``[S, O, OH, OW]`` for an input (or ``outputs``) of this height and width."""
         if not call.keep_state:
             return None

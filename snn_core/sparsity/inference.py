@@ -54,7 +54,7 @@ class FusedRun(nn.Module):
         first: Any = parts[0]
         self.sample_dims = 1 if first.synapses.linear else 3
         self.keep_state = True
-        self._runs = [first.begin, *(part.run for part in parts[1:])]  # type: ignore[union-attr]
+        self._runs = [first.begin, *(part.run for part in parts[1:])]
 
     def forward(self, x: Tensor) -> Tensor:
         lead = tuple(x.shape[: max(0, x.ndim - self.sample_dims)])
@@ -100,10 +100,9 @@ class FusedClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, layers: nn.Sequential, dtype: torch.dtype) -> None:
         super().__init__()
         self.encoder, self.layers, self.dtype = encoder, layers, dtype
-        table = getattr(encoder, "count_table", None)
-        first: Any = layers[0]
-        by_table = table is not None and dtype == torch.float32 and isinstance(first, FusedRun)
-        self.register_buffer("table", table() if by_table else None, persistent=False)
+        by_table = hasattr(encoder, "count_table") and dtype == torch.float32 and isinstance(layers[0], FusedRun)
+        table: Any = encoder.count_table if by_table else lambda: None
+        self.register_buffer("table", table(), persistent=False)
         self._resets = False
         for part in layers:
             if isinstance(part, FusedRun):
