@@ -1,8 +1,8 @@
 // Convolution of frames that are mostly zero, and LIF behind it, on the CPU.
 //
 // A task is a band of output rows of one sample through all time steps, a few steps at a time. The inputs that are not
-// zero are listed once a step; for each output row the rows of the weight that they meet are added up in a buffer that
-// stays in the caches, and the LIF row kernels turn it into bits.
+// zero are listed; the rows of the weight that they meet are added up in a buffer that stays in the caches, input by
+// input, so that what is added to one output soon again is in flight no longer; the LIF row kernels turn it into bits.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -26,7 +26,7 @@
 namespace snn_core {
 namespace {
 
-constexpr int64_t kChunkFloats = 4096;  // of currents: half an L1 cache
+constexpr int64_t kBandFloats = 16384;  // of currents of one step: a few steps of them fit an L2 cache
 constexpr int64_t kTileSteps = 4;       // the LIF row kernels take so many steps at once
 constexpr int64_t kFewestTasks = 16;    // that threads share
 
@@ -48,130 +48,136 @@ struct Frames {
   bool counts;  // uint8, else float32
 };
 
+// Taps along one axis, of the inputs `begin .. end` onto the outputs `first .. last`.
+struct Taps {
+  std::vector<FrameTap> taps;
+  std::vector<int64_t> first{0};  // of every input, and the end
+
+  Taps(const Window& window, int64_t begin, int64_t end, int64_t first_output, int64_t last_output, int64_t w_step,
+       int64_t y_step) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t k = 0; k < window.kernel; ++k) {
+        const int64_t place = i + window.padding - k * window.dilation, output = place / window.stride;
+        if (place < 0 || place % window.stride != 0 || output < first_output || output >= last_output) continue;
+        taps.push_back({k * w_step, (output - first_output) * y_step});
+      }
+      first.push_back(static_cast<int64_t>(taps.size()));
+    }
+  }
+};
+
 struct Problem {
   Frames x;
   Window rows, columns;
   const float* weight;  // [kh, kw, C, O]
   int64_t channels, outputs, steps, samples;
-  std::vector<int64_t> first_tap;  // of every input column
-  std::vector<FrameTap> taps;
 
-  // An input meets the output columns whose window it is in.
-  void list_taps() {
-    first_tap.push_back(0);
-    for (int64_t ix = 0; ix < columns.in; ++ix) {
-      for (int64_t kx = 0; kx < columns.kernel; ++kx) {
-        const int64_t place = ix + columns.padding - kx * columns.dilation;
-        if (place < 0 || place % columns.stride != 0 || place / columns.stride >= columns.out) continue;
-        taps.push_back({kx * channels * outputs, place / columns.stride * outputs});
-      }
-      first_tap.push_back(static_cast<int64_t>(taps.size()));
-    }
-  }
+  int64_t row_floats() const { return columns.out * outputs; }
 };
+
+// The bytes of a word that are not zero, one bit each.
+inline uint64_t nonzero_bytes(uint64_t word) {
+  constexpr uint64_t low = 0x7f7f7f7f7f7f7f7f;
+  const uint64_t high_bits = (((word & low) + low) | word) & ~low;
+  return ((high_bits >> 7) * 0x0102040810204080) >> 56;
+}
 
 // The inputs of some rows of a frame that are not zero (NaN is not), row by row.
 struct InputList {
   std::vector<FrameInput> inputs;
   std::vector<int64_t> first;  // of every row, and the end
-  int64_t first_row = 0;
 
   void fill(const Problem& p, int64_t t, int64_t s, int64_t begin, int64_t end) {
-    first_row = begin;
+    inputs.resize((end - begin) * p.channels * p.columns.in);
     first.assign(1, 0);
-    inputs.resize((end - begin) * p.channels * p.columns.in + 1);
     FrameInput* next = inputs.data();
     for (int64_t iy = begin; iy < end; ++iy) {
       for (int64_t c = 0; c < p.channels; ++c) {
         const int64_t offset = t * p.x.t_stride + s * p.x.s_stride + c * p.x.c_stride + iy * p.x.y_stride;
-        const int64_t weight = c * p.outputs;
-        next = p.x.counts ? list(p, reinterpret_cast<const uint8_t*>(p.x.data) + offset, weight, next)
-                          : list(p, reinterpret_cast<const float*>(p.x.data) + offset, weight, next, 0, p.columns.in);
+        next = p.x.counts ? list(p, reinterpret_cast<const uint8_t*>(p.x.data) + offset, c * p.outputs, next)
+                          : list(p, reinterpret_cast<const float*>(p.x.data) + offset, c * p.outputs, next);
       }
       first.push_back(next - inputs.data());
     }
   }
 
-  // Without branches: which inputs are zero cannot be predicted.
   template <class T>
-  static FrameInput* list(const Problem& p, const T* row, int64_t weight, FrameInput* next, int64_t ix, int64_t until) {
-    for (; ix < until; ++ix) {
-      const T count = row[ix * p.x.x_stride];
-      float value = static_cast<float>(count);
-      if constexpr (sizeof(T) == 1) value = p.x.table != nullptr ? p.x.table[count] : value;
-      *next = {value, static_cast<int32_t>(ix), weight};
-      next += value != 0.0f;
+  static FrameInput* list(const Problem& p, const T* row, int64_t weight, FrameInput* next) {
+    for (int64_t start = 0; start < p.columns.in; start += 64) {
+      const int64_t count = std::min<int64_t>(64, p.columns.in - start);
+      // Bits first: which inputs are zero cannot be predicted, how many are not nearly can.
+      for (uint64_t mask = nonzero(p, row + start * p.x.x_stride, count); mask != 0; mask &= mask - 1) {
+        const int64_t ix = start + __builtin_ctzll(mask);
+        const T input = row[ix * p.x.x_stride];
+        float value = static_cast<float>(input);
+        if constexpr (sizeof(T) == 1) value = p.x.table != nullptr ? p.x.table[input] : value;
+        *next++ = {value, static_cast<int32_t>(ix), weight};
+      }
     }
     return next;
   }
 
-  static FrameInput* list(const Problem& p, const uint8_t* row, int64_t weight, FrameInput* next) {
-    const bool zeros_stay = p.x.table == nullptr || p.x.table[0] == 0.0f;
-    int64_t ix = 0;
-    for (; ix + 8 <= p.columns.in; ix += 8) {
-      uint64_t eight = 1;
-      if (p.x.x_stride == 1 && zeros_stay) std::memcpy(&eight, row + ix, 8);
-      if (eight != 0) next = list(p, row, weight, next, ix, ix + 8);
+  static uint64_t nonzero(const Problem& p, const float* row, int64_t count) {
+    uint64_t mask = 0;
+    for (int64_t i = 0; i < count; ++i) mask |= static_cast<uint64_t>(row[i * p.x.x_stride] != 0.0f) << i;
+    return mask;
+  }
+
+  static uint64_t nonzero(const Problem& p, const uint8_t* row, int64_t count) {
+    if (p.x.table != nullptr && p.x.table[0] != 0.0f) return ~uint64_t{0} >> (64 - count);
+    uint64_t mask = 0;
+    int64_t i = 0;
+    for (; p.x.x_stride == 1 && i + 8 <= count; i += 8) {
+      uint64_t word;
+      std::memcpy(&word, row + i, 8);
+      mask |= nonzero_bytes(word) << i;
     }
-    return list(p, row, weight, next, ix, p.columns.in);
+    for (; i < count; ++i) mask |= static_cast<uint64_t>(row[i * p.x.x_stride] != 0) << i;
+    return mask;
   }
 };
 
-struct Scratch {
-  std::vector<float> currents;
-  std::vector<InputList> lists;
-};
-
-// A band of output rows of a sample through all time steps.
+// Bands of output rows, each of one sample through all time steps.
 struct Bands {
   const Problem& problem;
   const Options& o;
   ForwardKernel lif;
+  const Taps& columns;
   const std::vector<float>& bias_row;  // [OW, O]
   uint8_t* bits;                       // [T, S, OH, OW, OB]
   float* v;                            // [S, OH, OW, O]: before the first step, then after the last
-  int64_t count, chunk;
+  int64_t height;                      // of a band
+
+  struct Scratch {
+    std::vector<float> currents;  // [steps, rows of the band, OW, O]
+    InputList list;
+  };
 
   Scratch scratch() const {
-    return {std::vector<float>(std::min(chunk, problem.steps) * bias_row.size()),
-            std::vector<InputList>(std::min(chunk, problem.steps))};
+    return {std::vector<float>(std::min(kTileSteps, problem.steps) * height * problem.row_floats()), {}};
   }
 
   void run(int64_t s, int64_t band, Scratch& scratch) const {
     const Window& rows = problem.rows;
-    const int64_t height = (rows.out + count - 1) / count;
     const int64_t first = band * height, last = std::min(first + height, rows.out);
-    if (first >= last) return;
-    const int64_t from = std::max<int64_t>(0, first * rows.stride - rows.padding);
     const int64_t reach = (last - 1) * rows.stride - rows.padding + (rows.kernel - 1) * rows.dilation + 1;
-    const int64_t until = std::max(from, std::min(rows.in, reach));
-    for (int64_t t = 0; t < problem.steps; t += chunk) {
-      const int64_t steps = std::min(chunk, problem.steps - t);
-      for (int64_t k = 0; k < steps; ++k) scratch.lists[k].fill(problem, t + k, s, from, until);
-      for (int64_t oy = first; oy < last; ++oy) row(s, t, steps, oy, scratch);
-    }
-  }
-
-  void row(int64_t s, int64_t t, int64_t steps, int64_t oy, Scratch& scratch) const {
-    const int64_t n = static_cast<int64_t>(bias_row.size());
-    for (int64_t k = 0; k < steps; ++k) {
-      float* const currents = scratch.currents.data() + k * n;
-      std::memcpy(currents, bias_row.data(), n * sizeof(float));
-      sum(scratch.lists[k], oy, currents);
-    }
+    const int64_t from = std::clamp<int64_t>(first * rows.stride - rows.padding, 0, rows.in);
+    const int64_t until = std::clamp(reach, from, rows.in);
+    const int64_t n = problem.row_floats(), floats = (last - first) * n;
+    const Taps taps(rows, from, until, first, last, problem.columns.kernel * problem.channels * problem.outputs, n);
     const int64_t bytes = problem.columns.out * ((problem.outputs + 7) / 8);
-    const int64_t time_stride = problem.samples * problem.rows.out * bytes, place = s * problem.rows.out + oy;
-    fire(scratch.currents.data(), n, bits + t * time_stride + place * bytes, time_stride, v + place * n, steps);
-  }
-
-  void sum(const InputList& list, int64_t oy, float* currents) const {
-    for (int64_t ky = 0; ky < problem.rows.kernel; ++ky) {
-      const int64_t iy = oy * problem.rows.stride - problem.rows.padding + ky * problem.rows.dilation;
-      if (iy < 0 || iy >= problem.rows.in) continue;
-      const int64_t begin = list.first[iy - list.first_row], end = list.first[iy - list.first_row + 1];
-      const float* const weight = problem.weight + ky * problem.columns.kernel * problem.channels * problem.outputs;
-      frame_rows()({list.inputs.data() + begin, end - begin, problem.first_tap.data(), problem.taps.data(), weight,
-                    currents, problem.outputs});
+    const int64_t time_stride = problem.samples * rows.out * bytes, place = s * rows.out + first;
+    for (int64_t t = 0; t < problem.steps; t += kTileSteps) {
+      const int64_t steps = std::min(kTileSteps, problem.steps - t);
+      for (int64_t k = 0; k < steps; ++k) {
+        float* const currents = scratch.currents.data() + k * floats;
+        for (int64_t i = 0; i < floats; i += n) std::memcpy(currents + i, bias_row.data(), n * sizeof(float));
+        InputList& list = scratch.list;
+        list.fill(problem, t + k, s, from, until);
+        frame_rows()({list.inputs.data(), list.first.data(), taps.taps.data(), taps.first.data(), until - from,
+                      columns.taps.data(), columns.first.data(), problem.weight, currents, problem.outputs});
+      }
+      fire(scratch.currents.data(), floats, bits + t * time_stride + place * bytes, time_stride, v + place * n, steps);
     }
   }
 
@@ -221,12 +227,11 @@ Problem make_problem(const Tensor& x, const OptionalTensor& table, const Tensor&
                       x.scalar_type() == ScalarType::Byte};
   Problem problem{frames, Window(weight.size(0), stride, padding, dilation, 0, x.size(3)),
                   Window(weight.size(1), stride, padding, dilation, 1, x.size(4)),
-                  static_cast<const float*>(weight.data_ptr()), x.size(2), weight.size(3), x.size(0), x.size(1), {}, {}};
+                  static_cast<const float*>(weight.data_ptr()), x.size(2), weight.size(3), x.size(0), x.size(1)};
   for (const Window* window : {&problem.rows, &problem.columns}) {
     require_frames(window->in + 2 * window->padding >= window->dilation * (window->kernel - 1) + 1,
                    "the frames of x_seq are smaller than the window");
   }
-  problem.list_taps();
   return problem;
 }
 
@@ -259,13 +264,16 @@ std::tuple<Tensor, Tensor> frame_conv_lif(Tensor x, OptionalTensor table, Tensor
     for (int64_t column = 0; column < columns; ++column) std::copy_n(values, outputs, &bias_row[column * outputs]);
   }
   const auto& variants = forward_table().bits[kFloat32];
-  const int64_t bands = std::clamp<int64_t>(kFewestTasks / problem.samples, 1, rows);
-  const Bands work{problem, o, variants[o.variant.decay_input][o.variant.divide][o.variant.soft_reset], bias_row,
-                   static_cast<uint8_t*>(bits.data_ptr()), v, bands,
-                   std::max(kTileSteps, kChunkFloats / n / kTileSteps * kTileSteps)};
-  const int64_t grain = std::max<int64_t>(1, kParallelGrain / (n * rows / bands * problem.steps + 1));
+  const Taps taps(problem.columns, 0, problem.columns.in, 0, columns, problem.channels * outputs, outputs);
+  // Small enough for the caches, and enough of them for the threads to share.
+  const int64_t wanted = std::max((rows * n + kBandFloats - 1) / kBandFloats, kFewestTasks / problem.samples);
+  const int64_t height = (rows + std::clamp<int64_t>(wanted, 1, rows) - 1) / std::clamp<int64_t>(wanted, 1, rows);
+  const int64_t bands = (rows + height - 1) / height;
+  const Bands work{problem, o, variants[o.variant.decay_input][o.variant.divide][o.variant.soft_reset], taps, bias_row,
+                   static_cast<uint8_t*>(bits.data_ptr()), v, height};
+  const int64_t grain = std::max<int64_t>(1, kParallelGrain / (n * height * problem.steps));
   torch::stable::parallel_for(0, problem.samples * bands, grain, [&](int64_t begin, int64_t end) {
-    Scratch scratch = work.scratch();
+    Bands::Scratch scratch = work.scratch();
     for (int64_t index = begin; index < end; ++index) work.run(index / bands, index % bands, scratch);
   });
   return {bits, v_last};

@@ -33,18 +33,26 @@ SNN_VECTOR_INLINE void add_row(float* y, const float* w, float value, int64_t n)
 }
 
 template <int kWhole>
-void all_inputs(const FrameRow& r) {
-  for (int64_t i = 0; i < r.count; ++i) {
-    const FrameInput input = r.inputs[i];
-    const float* const w = r.weight + input.weight;
-    const FrameTap* const end = r.taps + r.first_tap[input.column + 1];
-    for (const FrameTap* tap = r.taps + r.first_tap[input.column]; tap < end; ++tap) {
-      add_row<kWhole>(r.currents + tap->y, w + tap->w, input.x, r.n);
+void all_inputs(const FrameRows& r) {
+  for (int64_t row = 0; row < r.rows; ++row) {
+    const FrameTap* const first_tap = r.row_taps + r.first_row_tap[row];
+    const FrameTap* const last_tap = r.row_taps + r.first_row_tap[row + 1];
+    const FrameInput* const last = r.inputs + r.first_input[row + 1];
+    for (const FrameInput* input = r.inputs + r.first_input[row]; input < last; ++input) {
+      const FrameTap* const columns = r.column_taps + r.first_column_tap[input->column];
+      const FrameTap* const columns_end = r.column_taps + r.first_column_tap[input->column + 1];
+      for (const FrameTap* tap = first_tap; tap < last_tap; ++tap) {
+        const float* const w = r.weight + input->weight + tap->w;
+        float* const y = r.currents + tap->y;
+        for (const FrameTap* column = columns; column < columns_end; ++column) {
+          add_row<kWhole>(y + column->y, w + column->w, input->x, r.n);
+        }
+      }
     }
   }
 }
 
-void rows(const FrameRow& r) {
+void rows(const FrameRows& r) {
   if (r.n == 32) return all_inputs<1>(r);
   if (r.n == 64) return all_inputs<2>(r);
   all_inputs<0>(r);

@@ -12,24 +12,29 @@ struct FrameInput {
   int64_t weight;
 };
 
-// Where the inputs of a column go: to the output at `y`, times the weight row at `w`.
+// Where the inputs of a row or a column go: along one axis, an output (as an offset into the currents) and the place in
+// the window (as an offset into the weight).
 struct FrameTap {
   int64_t w, y;
 };
 
-// For every input and every tap of its column (those from first_tap[column] to first_tap[column + 1]):
-// currents[y .. y + n) += x * weight[w .. w + n).
-struct FrameRow {
+// For every input of every row, every tap of its row and every tap of its column, both offsets added up:
+// currents[y .. y + n) += x * weight[w .. w + n). The inputs of row r are those from first_input[r] on, its taps those
+// from first_row_tap[r] on; the taps of a column those from first_column_tap[column] on.
+struct FrameRows {
   const FrameInput* inputs;
-  int64_t count;
-  const int64_t* first_tap;
-  const FrameTap* taps;
+  const int64_t* first_input;
+  const FrameTap* row_taps;
+  const int64_t* first_row_tap;
+  int64_t rows;
+  const FrameTap* column_taps;
+  const int64_t* first_column_tap;
   const float* weight;
   float* currents;
   int64_t n;
 };
 
-using FrameKernel = void (*)(const FrameRow&);
+using FrameKernel = void (*)(const FrameRows&);
 
 extern const FrameKernel frame_rows_baseline;
 #if defined(SNN_HAS_AVX2)

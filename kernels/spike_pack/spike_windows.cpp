@@ -30,16 +30,26 @@ Tensor spike_im2col(Tensor bits, int64_t channels, std::vector<int64_t> kernel, 
   return out;
 }
 
-// Of one window, the bytes of its pixels or-ed together.
-void pool(const SpikeWindows& windows, int64_t r, uint8_t* out) {
-  const int64_t b = r / windows.pixels(), rest = r % windows.pixels();
-  const int64_t top = rest / windows.out_w * windows.step_h - windows.pad_h;
-  const int64_t left = rest % windows.out_w * windows.step_w - windows.pad_w;
-  std::fill_n(out, windows.bytes, uint8_t{0});
-  for (int64_t h = std::max<int64_t>(top, 0); h < std::min(top + windows.kernel_h, windows.height); ++h) {
-    for (int64_t w = std::max<int64_t>(left, 0); w < std::min(left + windows.kernel_w, windows.width); ++w) {
-      const uint8_t* const pixel = windows.pixel(b, h, w);
-      for (int64_t i = 0; i < windows.bytes; ++i) out[i] |= pixel[i];
+// One row of windows, the words of the pixels of each or-ed together; `words` a pixel.
+template <class Word>
+void pool_row(const SpikeWindows& windows, int64_t b, int64_t oh, uint8_t* out) {
+  const int64_t words = windows.bytes / static_cast<int64_t>(sizeof(Word));
+  const int64_t top = oh * windows.step_h - windows.pad_h;
+  const int64_t first = std::max<int64_t>(top, 0), last = std::min(top + windows.kernel_h, windows.height);
+  for (int64_t ow = 0; ow < windows.out_w; ++ow, out += windows.bytes) {
+    const int64_t left = ow * windows.step_w - windows.pad_w;
+    const int64_t begin = std::max<int64_t>(left, 0), end = std::min(left + windows.kernel_w, windows.width);
+    for (int64_t i = 0; i < words; ++i) {
+      Word any = 0;
+      for (int64_t h = first; h < last; ++h) {
+        const uint8_t* pixel = windows.pixel(b, h, begin) + i * sizeof(Word);
+        for (int64_t w = begin; w < end; ++w, pixel += windows.stride_w) {
+          Word word;
+          std::memcpy(&word, pixel, sizeof(Word));
+          any |= word;
+        }
+      }
+      std::memcpy(out + i * sizeof(Word), &any, sizeof(Word));
     }
   }
 }
@@ -58,8 +68,13 @@ Tensor spike_max_pool(Tensor bits, std::vector<int64_t> kernel, std::vector<int6
                              ScalarType::Byte);
   if (windows.rows() == 0 || bytes == 0) return out;
   auto* const target = static_cast<uint8_t*>(out.data_ptr());
-  torch::stable::parallel_for(0, windows.rows(), grain(bytes), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) pool(windows, r, target + r * bytes);
+  const auto row = bytes % 8 == 0   ? pool_row<uint64_t>
+                   : bytes % 4 == 0 ? pool_row<uint32_t>
+                   : bytes % 2 == 0 ? pool_row<uint16_t>
+                                    : pool_row<uint8_t>;
+  const int64_t row_bytes = windows.out_w * bytes;
+  torch::stable::parallel_for(0, windows.batch * windows.out_h, grain(row_bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) row(windows, r / windows.out_h, r % windows.out_h, target + r * row_bytes);
   });
   return out;
 }
