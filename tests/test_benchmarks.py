@@ -274,3 +274,18 @@ def test_pruning_benchmark_keeps_finished_cells(tmp_path: Path) -> None:
     assert first["rows"][1]["kept_fraction"] <= 0.5
     assert "2 finished before" in run(*command)
     assert json.loads((tmp_path / "p.json").read_text())["rows"] == first["rows"]
+
+
+def test_inference_benchmark(tmp_path: Path) -> None:
+    command = [
+        "benchmarks/inference.py", "--networks", "conv-snn", "--batches", "1", "--quick", "--threads", "1", "--repeats",
+        "1", "--seconds", "0.1", "--time-steps", "3", "--work", tmp_path / "work", "--json", tmp_path / "i.json",
+    ]  # fmt: skip
+    run(*command)
+    (entry,) = json.loads((tmp_path / "i.json").read_text())["networks"]
+    assert entry["bytes"]["resident_ratio"] <= 0.6
+    assert entry["bytes"]["on_disk_ratio"] <= 0.6
+    (cell,) = entry["cells"]
+    assert cell["failed"] == {}
+    assert cell["difference"] < 1e-3
+    assert cell["speedup"] == cell["ms"][cell["best_dense"]] / cell["ms"]["fused"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from snn_core.cli import common
 from snn_core.cli.config import read_config_file
@@ -21,9 +22,9 @@ from snn_core.distillation import (
     evaluate_product,
     record_measurement,
 )
-from snn_core.errors import CheckpointError, InterruptedRunError, StorageError
+from snn_core.errors import ArgumentError, CheckpointError, InterruptedRunError, StorageError
 from snn_core.files import write_json
-from snn_core.sparsity import load_compressed, read_compressed
+from snn_core.sparsity import fuse, load_compressed, read_compressed
 from snn_core.training import evaluate_accuracy, load_model
 from snn_core.training.checkpoint import FORMAT as CHECKPOINT_FORMAT
 from snn_core.training.checkpoint import read_tensors
@@ -70,7 +71,7 @@ def _evaluate_model(job: common.Job, path: Path) -> None:
     if header.get("format") == CHECKPOINT_FORMAT:
         model, metadata = load_model(path)
     else:
-        model, metadata = load_compressed(path), read_compressed(path).metadata
+        model, metadata = _compressed_model(path), read_compressed(path).metadata
     job.config.data.T = _steps_of(job, metadata)
     _, test_set = common.load_data(job)
     started = time.perf_counter()
@@ -92,6 +93,15 @@ def _evaluate_model(job: common.Job, path: Path) -> None:
         ["file", f"{path.stat().st_size:,} bytes"],
     ]
     job.finish(report, common.make_table("Model on real test data", ["", "value"], rows))
+
+
+def _compressed_model(path: Path) -> nn.Module:
+    """Compressed in memory, too, and fused where the model allows it; else the dense model."""
+    try:
+        return fuse(load_compressed(path, dense=False))
+    except ArgumentError as error:  # a model of others, or of layers that have no compressed form
+        common.note(f"snn: evaluated without fusing its layers: {error}")
+        return load_compressed(path)
 
 
 def _steps_of(job: common.Job, metadata: dict[str, Any]) -> int:
