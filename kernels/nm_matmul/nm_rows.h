@@ -1,6 +1,7 @@
 // Row kernels of packed spikes x N:M weights: a block of spike rows times a range of outputs, no allocation, no threads,
 // nothing kept between calls. The compressed weight is read as it lies; what a kernel decodes of it stays in registers
-// or on its stack. Compiled once per instruction set (nm_lookup_rows.cpp, nm_few_rows.cpp, nm_kept_rows.cpp).
+// or on its stack. Compiled once per instruction set (nm_lookup_rows.cpp, nm_few_rows.cpp, nm_kept_rows.cpp,
+// nm_dense_rows.cpp).
 #pragma once
 
 #include <cstdint>
@@ -78,8 +79,5 @@ SNN_DECLARE_NM(avx512)
 SNN_DECLARE_NM(avx512_vbmi)
 #endif
 #undef SNN_DECLARE_NM
-
-// Of the instruction set in use (SNN_PICK in the .cpp that calls):
-//   const NMKernel& nm_lookup() { SNN_PICK(nm_lookup) }
 
 }  // namespace snn_core
