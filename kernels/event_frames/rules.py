@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from snn_core.errors import ArgumentError
 from snn_core.kernels.event_frames.schema import EQUAL_COUNT, EQUAL_TIME, TIME_FROM
 
+Number = int | None
+BY_NAME = {"n_time_bins": EQUAL_TIME, "n_event_bins": EQUAL_COUNT, "time_window": TIME_FROM}
 CONVENTIONS = ("tonic", "spikingjelly")
 DTYPES = (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.int32))
 #: Frames that one recording may be cut into by a time window: damaged time stamps would ask for any number.
@@ -38,7 +41,7 @@ class Rule:
     @property
     def by(self) -> int:
         """As of the operator, for a whole recording."""
-        return {"n_time_bins": EQUAL_TIME, "n_event_bins": EQUAL_COUNT, "time_window": TIME_FROM}[self.name]
+        return BY_NAME[self.name]
 
     @property
     def rest(self) -> bool:
@@ -83,6 +86,19 @@ def rule_of(
     Raises:
         ArgumentError: not exactly one of the three numbers, one below 1, an unknown convention.
     """
+    try:
+        return _remembered_rule(n_time_bins, n_event_bins, time_window, convention, include_incomplete)
+    except TypeError:  # an argument that cannot be hashed
+        return _rule_of(n_time_bins, n_event_bins, time_window, convention, include_incomplete)
+
+
+def _rule_of(
+    n_time_bins: int | None,
+    n_event_bins: int | None,
+    time_window: int | None,
+    convention: str,
+    include_incomplete: bool,
+) -> Rule:
     given = [
         (name, number)
         for name, number in (
@@ -105,6 +121,10 @@ def rule_of(
     if include_incomplete and (name != "time_window" or convention != "tonic"):
         raise ArgumentError("include_incomplete is for time_window in tonic's convention alone")
     return Rule(name, int(number), convention, bool(include_incomplete))
+
+
+# Recordings are short and many: a call costs as much as the counting of some thousand events. ``typed``: True is no 1.
+_remembered_rule = functools.lru_cache(maxsize=256, typed=True)(_rule_of)
 
 
 def checked_sensor_size(sensor_size: tuple[int, int, int]) -> tuple[int, int]:
