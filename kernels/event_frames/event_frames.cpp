@@ -9,7 +9,6 @@
 #include <array>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "event_frames/event_counter.h"
@@ -27,7 +26,7 @@ enum By : int64_t { kEqualTime, kEqualCount, kTimeFrom, kIndexFrom };
 
 [[noreturn]] void refuse(const std::string& what) { throw std::runtime_error("event_frames: " + what); }
 
-Field field_at(const std::vector<int64_t>& fields, int64_t position, int64_t record_bytes) {
+Field field_at(const int64_t* fields, int64_t position, int64_t record_bytes) {
   const int64_t offset = fields[position], type = fields[position + 1];
   if (type < 0 || type >= kIntegerTypes) refuse("fields holds a type that is none");
   const Field field{offset, static_cast<IntegerType>(type)};
@@ -35,13 +34,13 @@ Field field_at(const std::vector<int64_t>& fields, int64_t position, int64_t rec
   return field;
 }
 
-Recording recording_of(const Tensor& events, const std::vector<int64_t>& fields, int64_t position) {
+Recording recording_of(const Tensor& events, const int64_t* fields) {
   if (events.scalar_type() != ScalarType::Byte || events.dim() != 2 || (events.size(1) > 1 && events.stride(1) != 1)) {
     refuse("events must be uint8 [number of events, bytes of an event] with a last stride of 1");
   }
   Recording recording{static_cast<const char*>(events.data_ptr()), events.size(0), events.stride(0), {}, {}, {}, {}};
   Field* const targets[] = {&recording.t, &recording.x, &recording.y, &recording.p};
-  for (int k = 0; k < 4; ++k) *targets[k] = field_at(fields, position + 2 * k, events.size(1));
+  for (int k = 0; k < 4; ++k) *targets[k] = field_at(fields, 2 * k, events.size(1));
   return recording;
 }
 
@@ -176,35 +175,34 @@ std::vector<Outcome> count_all(const Tensor& frames, const std::vector<Recording
   return outcomes;
 }
 
-Tensor long_tensor(const Tensor& like, const std::vector<int64_t>& size, const std::vector<int64_t>& stride) {
-  return empty_strided(like, size, stride, ScalarType::Long);
-}
-
-void check(const Tensor& frames, const std::vector<Tensor>& events, const std::vector<int64_t>& fields, int64_t by,
-           int64_t step) {
+void check(const Tensor& frames, const std::vector<Tensor>& events, const Tensor& fields, int64_t by, int64_t step) {
   if (frames.dim() != 5 || frames.size(2) != 2 || !frames.is_contiguous()) {
     refuse("frames must be contiguous [recordings, T, 2, H, W]");
   }
   const auto batch = static_cast<int64_t>(events.size());
   if (frames.size(0) != batch) refuse("frames and events hold different numbers of recordings");
   if (batch > 0 && frames.numel() == 0) refuse("frames has a dimension of size 0");
-  const auto numbers = static_cast<int64_t>(fields.size());
-  if (numbers != kFieldNumbers && numbers != kFieldNumbers * batch) refuse("fields must hold 8 numbers, once or each");
+  if (fields.scalar_type() != ScalarType::Long || fields.dim() != 2 || fields.size(1) != kFieldNumbers ||
+      (fields.size(0) != 1 && fields.size(0) != batch) || !fields.is_contiguous()) {
+    refuse("fields must be contiguous int64 [1 or recordings, 8]");
+  }
   if (by < kEqualTime || by > kIndexFrom) refuse("by must be 0, 1, 2 or 3");
   if (step < 0 || (by >= kTimeFrom && step == 0)) refuse("step must be at least 1");
 }
 
-// frames [B, T, 2, H, W] are added to. Of the results, report [B, 2] holds the number of cells that were clipped and
-// 1 + the index of the first event that cannot be counted (0: none), clipped the flat indices into frames.
-std::tuple<Tensor, Tensor> event_frames(Tensor frames, std::vector<Tensor> events, std::vector<int64_t> fields,
-                                        int64_t by, int64_t start, int64_t step, bool rest) {
+// frames [B, T, 2, H, W] are added to. The result holds, for each recording, the number of its cells that were clipped;
+// then for each 1 + the index of its first event that cannot be counted (0: none); then the clipped cells of all, as flat
+// indices into frames. One tensor, since a call for a short recording takes as long as counting it.
+Tensor event_frames(Tensor frames, std::vector<Tensor> events, Tensor fields, int64_t by, int64_t start, int64_t step,
+                    bool rest) {
   check(frames, events, fields, by, step);
   const auto batch = static_cast<int64_t>(events.size());
   std::vector<Recording> recordings;
   recordings.reserve(batch);
-  const bool same_fields = fields.size() == kFieldNumbers;
+  const auto* const layouts = static_cast<const int64_t*>(fields.data_ptr());
+  const bool same_fields = fields.size(0) == 1;
   for (int64_t b = 0; b < batch; ++b) {
-    recordings.push_back(recording_of(events[b], fields, same_fields ? 0 : kFieldNumbers * b));
+    recordings.push_back(recording_of(events[b], layouts + (same_fields ? 0 : kFieldNumbers * b)));
   }
   std::vector<Outcome> outcomes;
   switch (frames.scalar_type()) {
@@ -222,16 +220,16 @@ std::tuple<Tensor, Tensor> event_frames(Tensor frames, std::vector<Tensor> event
   }
   int64_t total = 0;
   for (const Outcome& outcome : outcomes) total += static_cast<int64_t>(outcome.clipped.size());
-  Tensor report = long_tensor(frames, {batch, 2}, {2, 1}), clipped = long_tensor(frames, {total}, {1});
+  Tensor report = empty_strided(frames, {2 * batch + total}, {1}, ScalarType::Long);
   auto* const numbers = static_cast<int64_t*>(report.data_ptr());
-  auto* cells = static_cast<int64_t*>(clipped.data_ptr());
+  int64_t* cells = numbers + 2 * batch;
   const int64_t recording_cells = batch == 0 ? 0 : frames.numel() / batch;
   for (int64_t b = 0; b < batch; ++b) {
-    numbers[2 * b] = static_cast<int64_t>(outcomes[b].clipped.size());
-    numbers[2 * b + 1] = outcomes[b].bad;
+    numbers[b] = static_cast<int64_t>(outcomes[b].clipped.size());
+    numbers[batch + b] = outcomes[b].bad;
     for (const int64_t cell : outcomes[b].clipped) *cells++ = b * recording_cells + cell;
   }
-  return {report, clipped};
+  return report;
 }
 
 }  // namespace

@@ -36,6 +36,12 @@ def fields_of(dtype: np.dtype[Any]) -> tuple[int, ...] | None:
     return tuple(numbers) if native else None
 
 
+@functools.lru_cache(maxsize=256)
+def fields_tensor(dtype: np.dtype[Any]) -> Tensor:
+    """:func:`fields_of` as the operator takes it, int64 [1, 8]."""
+    return torch.tensor([fields_of(dtype)])
+
+
 def checked_events(events: Any, name: str = "events") -> NDArray[Any]:
     """``events`` as a one-dimensional structured array whose fields the kernel can read; copied only where their byte
     order is not the machine's.
@@ -68,7 +74,8 @@ class _Bytes:
 
 def bytes_of(events: NDArray[Any]) -> Tensor:
     """uint8 [number of events, bytes of an event], a view; a copy only where the array runs backwards in memory."""
-    if events.flags.c_contiguous and events.flags.writeable and not events.dtype.hasobject:
+    flags = events.flags
+    if flags.c_contiguous and flags.writeable and not events.dtype.hasobject:
         return torch.from_numpy(events.view(np.uint8).reshape(len(events), events.dtype.itemsize))
     if events.strides[0] < 0:  # torch has no negative strides
         return bytes_of(events.copy())

@@ -24,18 +24,20 @@ Channel 0 counts OFF events (p = 0), channel 1 ON events (p = 1). Zero events gi
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
 
 from snn_core.errors import ArgumentError, BackendUnavailableError
-from snn_core.kernels.event_frames.layout import bytes_of, checked_events, fields_of
+from snn_core.kernels.event_frames.layout import bytes_of, checked_events, fields_tensor
 from snn_core.kernels.event_frames.numpy_frames import add_events
 from snn_core.kernels.event_frames.rules import Cut, checked_sensor_size, empty_frames, rule_of
-from snn_core.kernels.native import cpu_library, native_backend, wanted_backend
+from snn_core.kernels.native import BACKEND_VARIABLE, cpu_library, native_backend, wanted_backend
 
 BACKENDS = ("cpp", "numpy")
 _CPU = torch.device("cpu")
@@ -134,17 +136,18 @@ def add_to_frames(
     Raises:
         ArgumentError: events that cannot be counted; ``frames`` are then undefined.
     """
+    count = len(recordings)
     if backend == "cpp":
-        report, clipped = torch.ops.snn_core.event_frames(
+        report = torch.ops.snn_core.event_frames(
             torch.from_numpy(frames), [bytes_of(events) for events in recordings], _fields(recordings), *cut
-        )
-        numbers = report.numpy()
-        if any(bad for _, bad in report.tolist()) if len(recordings) < 10 else numbers[:, 1].any():  # the faster way
-            _raise_for_bad(frames, recordings, cut, before, numbers[:, 1])
-        return numbers[:, 0], clipped.numpy()
+        ).numpy()
+        bad = report[count : 2 * count]
+        if bad[0] if count == 1 else bad.any():
+            _raise_for_bad(frames, recordings, cut, before, bad)
+        return report[:count], report[2 * count :]
     cells = []
     for index, events in enumerate(recordings):
-        with _naming(index, len(recordings)):
+        with _naming(index, count):
             cells.append(add_events(frames[index], events, *cut, before) + index * frames[index].size)
     return np.array([len(found) for found in cells], np.int64), np.concatenate([np.empty(0, np.int64), *cells])
 
@@ -169,11 +172,11 @@ def _naming(index: int, count: int) -> Iterator[None]:
         raise error if count == 1 else ArgumentError(f"recordings[{index}]: {error}") from None
 
 
-def _fields(recordings: Sequence[NDArray[Any]]) -> list[int]:
-    dtypes = [events.dtype for events in recordings]
-    if len(set(dtypes)) == 1:
-        del dtypes[1:]
-    return [number for dtype in dtypes for number in fields_of(dtype) or ()]
+def _fields(recordings: Sequence[NDArray[Any]]) -> Tensor:
+    dtypes = {events.dtype for events in recordings}
+    if len(dtypes) == 1:
+        return fields_tensor(dtypes.pop())
+    return torch.cat([fields_tensor(events.dtype) for events in recordings] or [torch.empty(0, 8, dtype=torch.int64)])
 
 
 def _frames_in(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -197,12 +200,10 @@ def chosen_backend(backend: str) -> str:
         BackendUnavailableError: "cpp" where the native library does not load.
     """
     if backend == "auto":
-        wanted = wanted_backend("auto")
-        if wanted == "reference":
-            return "numpy"
-        if wanted != "cpp":
-            return native_backend(_CPU) or "numpy"
-        backend = wanted
+        backend = wanted_backend("auto") if BACKEND_VARIABLE in os.environ else "auto"
+        if backend not in ("cpp", "reference"):
+            return "cpp" if cpu_library().available else native_backend(_CPU) or "numpy"
+        backend = backend.replace("reference", "numpy")
     if backend not in BACKENDS:
         raise ArgumentError(f"backend is {backend!r}; allowed: auto, {', '.join(BACKENDS)}")
     if backend == "cpp" and native_backend(_CPU) != "cpp":

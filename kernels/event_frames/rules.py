@@ -144,9 +144,8 @@ def empty_frames(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     Raises:
         ArgumentError: a dtype that is not allowed, or more than fits in memory.
     """
-    dtype = np.dtype(dtype)
-    if dtype not in DTYPES:
-        raise ArgumentError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    if dtype is not np.uint8 and np.dtype(dtype) not in DTYPES:
+        raise ArgumentError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {np.dtype(dtype)}")
     try:
         return np.zeros(shape, dtype)
     except (MemoryError, ValueError) as error:

@@ -18,7 +18,7 @@ from snn_core.kernels.event_frames import (
     event_frames_reference,
     normalise_frames,
 )
-from snn_core.kernels.event_frames.layout import bytes_of, fields_of
+from snn_core.kernels.event_frames.layout import bytes_of, fields_tensor
 from snn_core.kernels.native import cpu_library
 
 TONIC_DTYPE = np.dtype([("x", int), ("y", int), ("t", int), ("p", int)])
@@ -333,7 +333,7 @@ def test_operator_is_declared_right() -> None:
         pytest.skip("the native library is not built")
     events = random_events(600, 6, 3, 0, 50)
     frames = torch.zeros(1, 2, 2, 3, 6, dtype=torch.uint8)
-    arguments = (frames, [bytes_of(events)], list(fields_of(events.dtype) or ()), 0, 0, 0, False)
+    arguments = (frames, [bytes_of(events)], fields_tensor(events.dtype), 0, 0, 0, False)
     torch.library.opcheck(torch.ops.snn_core.event_frames.default, arguments)
     for change, message in (
         ({0: torch.zeros(1, 2, 2, 3, 6)}, "frames must be uint8"),
@@ -341,9 +341,9 @@ def test_operator_is_declared_right() -> None:
         ({0: frames[:, :0]}, "dimension of size 0"),
         ({1: []}, "different numbers"),
         ({1: [torch.zeros(4, 3)]}, "events must be uint8"),
-        ({2: [0] * 7}, "fields must hold 8"),
-        ({2: [0, 9] * 4}, "type that is none"),
-        ({2: [12, 6] * 4}, "past the end"),
+        ({2: torch.zeros(1, 7, dtype=torch.int64)}, "fields must be contiguous"),
+        ({2: torch.tensor([[0, 9] * 4])}, "type that is none"),
+        ({2: torch.tensor([[12, 6] * 4])}, "past the end"),
         ({3: 4}, "by must be"),
         ({3: 2}, "step must be"),
     ):
