@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,9 +29,12 @@ from snn_core.kernels.nm_matmul import reference
 from snn_core.kernels.nm_matmul.dispatch import Candidate, choose, log_class, remembered
 from snn_core.kernels.nm_matmul.operands import OUT_DTYPES, Pair, Weight
 from snn_core.kernels.nm_matmul.schema import CPU_PATHS, CUDA_PATHS, output_size
+from snn_core.kernels.nm_matmul.torch_sparse import drop_dense, kept_dense
 from snn_core.kernels.spike_pack.packed import PackedSpikes
 
 #: Backends that only products with N:M weights have.
+#: "0" forbids to keep a dense copy of a compressed weight, where that is faster for dense activations.
+KEEP_VARIABLE = "SNN_KEEP_DENSE"
 MORE_BACKENDS = ("dense", "torch")
 #: Rows up to which reading a compressed weight once for all of them is worth a kernel of its own.
 FEW_ROWS = 64
@@ -150,11 +154,17 @@ class Problem:
 
     # Dense ------------------------------------------------------------------------------------------------------------
 
-    def run_dense(self) -> Tensor:
-        """torch on dense activations and the dense weight."""
+    def keeps_dense(self) -> bool:
+        """Whether a dense copy of the compressed weight may be kept. Not for spikes: there we are faster without."""
+        allowed = os.environ.get(KEEP_VARIABLE, "1") != "0"
+        return allowed and not self.spiking and self.weight.pattern is not None and self.out_dtype in OUT_DTYPES
+
+    def run_dense(self, kept: bool = False) -> Tensor:
+        """torch on dense activations and the dense weight: made for this call, or kept."""
         dtype = self.out_dtype if isinstance(self.x, PackedSpikes) else self.x.dtype
         x = self.x.to_dense(dtype) if isinstance(self.x, PackedSpikes) else self.x
-        weight = decompress(self.weight.source, dtype)
+        source = self.weight.source
+        weight = kept_dense(source, dtype) if kept and isinstance(source, CompressedNM) else decompress(source, dtype)
         bias = None if self.weight.bias is None else self.weight.bias.to(dtype)
         if self.convolution is None:
             return F.linear(x, weight, bias).to(self.out_dtype)
@@ -204,7 +214,7 @@ class Problem:
             return self.run_compressed(0, "_triton")
         if backend == "torch":
             return self.torch_products()[path]()
-        return self.run_dense() if backend == "dense" else self.run_reference()
+        return self.run_dense(path == "kept") if backend == "dense" else self.run_reference()
 
 
 def decompress(weight: Tensor | CompressedNM, dtype: torch.dtype) -> Tensor:
@@ -231,6 +241,8 @@ def _names(problem: Problem, wanted: str) -> tuple[str, ...]:
         found += _compressed_names(problem, native)
     # The reference is there for what nothing else takes; it is never faster than "dense".
     found += ["dense"] if wanted == "auto" else ["dense", "reference"]
+    if wanted == "auto" and problem.keeps_dense() and not torch.compiler.is_compiling():
+        found.append("dense:kept")
     if wanted != "auto":
         return tuple(name for name in found if name.split(":")[0] == wanted)
     return ("reference",) if torch.float64 in (problem.out_dtype, problem.weight.dtype) else tuple(found)
@@ -284,6 +296,8 @@ def solve(problem: Problem, backend: str) -> tuple[Tensor, Explanation]:
     if choice is None:
         candidates = [Candidate(name, functools.partial(problem.run, name)) for name in names]
         choice = choose(key, candidates, names[0])
+        if choice.why == "measured" and choice.name != "dense:kept" and isinstance(problem.weight.source, CompressedNM):
+            drop_dense(problem.weight.source)  # made for the measurement
     return problem.run(choice.name), Explanation(choice.name, choice.why, choice.seconds)
 
 

@@ -1,8 +1,8 @@
-"""torch's own 2:4 products, cuSPARSELt and CUTLASS, as candidates of the dispatcher.
+"""Products that need another form of a compressed weight: torch's cuSPARSELt and CUTLASS, and the dense one.
 
-torch keeps a 2:4 weight in a tensor subclass of its own. It is made from the compressed weight at first use and kept as
-long as the weight lives and the product is used now and then: a second copy of weights that nobody reads would waste
-what compression saved.
+torch keeps a 2:4 weight in a tensor subclass of its own. It, or the dense weight, is made from the compressed weight at
+first use and kept as long as the weight lives and the product is used now and then: a second copy of weights that
+nobody reads would waste what compression saved.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class _Conversions:
     def offer(self, name: str) -> None:
         self.idle[name] = self.idle.get(name, 0) + 1
         if self.idle[name] > IDLE_OFFERS:
-            self.tensors = {key: tensor for key, tensor in self.tensors.items() if key[0] != name}
+            self.drop(name)
+
+    def drop(self, name: str) -> None:
+        self.tensors = {key: tensor for key, tensor in self.tensors.items() if key[0] != name}
 
     def get(self, name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
         self.idle[name] = 0
@@ -122,8 +125,20 @@ def _conversions(weight: CompressedNM) -> _Conversions:
     return kept
 
 
+def kept_dense(weight: CompressedNM, dtype: torch.dtype) -> Tensor:
+    """The dense weight, made once for all calls."""
+    return _conversions(weight).get("dense", weight, dtype)
+
+
+def drop_dense(weight: CompressedNM) -> None:
+    """Give back what :func:`kept_dense` made."""
+    _conversions(weight).drop("dense")
+
+
 def convert(name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
-    """The weight as torch's SparseSemiStructuredTensor, its scale multiplied in."""
+    """The weight as torch's SparseSemiStructuredTensor, or dense; its scale multiplied in."""
+    if name == "dense":
+        return weight.to_dense(dtype)
     from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
     subclasses = {"cusparselt": SparseSemiStructuredTensorCUSPARSELT, "cutlass": SparseSemiStructuredTensorCUTLASS}

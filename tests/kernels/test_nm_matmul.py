@@ -303,3 +303,24 @@ def test_a_backend_asked_for_is_never_replaced() -> None:
         nm_matmul(torch.zeros(2, 16), _WEIGHT, backend="torch")
     with pytest.raises(BackendUnavailableError, match="cuda"):
         nm_matmul(PackedSpikes.from_dense(torch.zeros(2, 16)), _WEIGHT, backend="cuda")
+
+
+def test_a_dense_copy_is_kept_only_where_it_was_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    from snn_core.kernels.nm_matmul import torch_sparse
+
+    weight, dense = sparse_weight(24, 64, pattern="2:4")
+    x = normal(40, 64)
+    y, explanation = nm_matmul(x, weight, explain=True)
+    assert_near(y, F.linear(x, dense))
+    assert "dense:kept" in explanation.seconds
+    assert bool(torch_sparse._conversions(weight).tensors) == (explanation.taken == "dense:kept")
+    monkeypatch.setenv("SNN_KEEP_DENSE", "0")
+    assert "dense:kept" not in nm_matmul(x, weight, explain=True)[1].seconds
+    packed = PackedSpikes.from_dense(spikes(40, 64))
+    assert "dense:kept" not in nm_matmul(packed, weight, explain=True)[1].seconds
+    values = weight.values.clone()
+    torch_sparse.drop_dense(weight)
+    weight.values.mul_(2)  # another weight from here on
+    assert_near(torch_sparse.kept_dense(weight, torch.float32), 2 * dense)
+    weight.values.copy_(values)
+    assert_near(torch_sparse.kept_dense(weight, torch.float32), dense)
