@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from snn_core.kernels.nm_compress.packing import packed_size
 from snn_core.kernels.nm_compress.pattern import NMPattern, from_blocks, to_blocks
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: Of a dense weight, so that no product of sizes overflows 64 bits.
+MAX_ELEMENTS = 1 << 48
 #: 8-bit values mean something with a scale only; the largest magnitude that each can hold.
 QUANTIZED_LIMITS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
@@ -102,7 +105,10 @@ class CompressedNM:
             raise ArgumentError(
                 f"shape {list(self.shape)} cannot be cut into blocks of {self.pattern.m} along dimension 1"
             )
-        return torch.Size(self.shape).numel() // self.pattern.m
+        size = math.prod(self.shape)  # torch.Size.numel() wraps around
+        if size > MAX_ELEMENTS:
+            raise ArgumentError(f"shape {list(self.shape)} has more than {MAX_ELEMENTS} elements")
+        return size // self.pattern.m
 
     @classmethod
     def from_dense(

@@ -107,7 +107,7 @@ class Problem:
     def _spikes_arguments(self) -> tuple[Any, ...]:
         assert isinstance(self.x, PackedSpikes)
         bits = self.x.bits
-        bits = bits.reshape(-1, 1, 1, bits.shape[-1]) if self.convolution is None else bits.flatten(0, -4)
+        bits = bits.reshape(self.rows, 1, 1, bits.shape[-1]) if self.convolution is None else bits.flatten(0, -4)
         return bits, self.x.size, *self.weight.arguments, *(self.convolution or _LINEAR)
 
     def run_spikes(self, path: int) -> Tensor:
@@ -136,7 +136,8 @@ class Problem:
         image, steps = self.convolution is not None, self.lead_shape[0]
         if v0 is not None:
             rows = v0.movedim(-3, -1) if image else v0
-            v0 = rows.reshape(-1, *(rows.shape[-3:] if image else (1, 1, rows.shape[-1]))).contiguous()
+            form = rows.shape[-3:] if image else (1, 1, rows.shape[-1])
+            v0 = rows.reshape(math.prod(self.lead_shape[1:]), *form).contiguous()
         arguments = (steps, v0, neuron["tau"], neuron["v_threshold"], neuron["v_reset"], neuron["decay_input"], packed)
         s, v_last = torch.ops.snn_core.nm_spikes_lif(*self._spikes_arguments(), *arguments, out_dtype, 0)
         after_time = self.lead_shape[1:]

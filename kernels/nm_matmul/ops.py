@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_core.errors import ArgumentError
+from snn_core.errors import ArgumentError, BackendUnavailableError
 from snn_core.kernels.lif import lif
+from snn_core.kernels.native import BACKENDS, wanted_backend
 from snn_core.kernels.nm_compress.compressed import CompressedNM
 from snn_core.kernels.nm_matmul import reference
-from snn_core.kernels.nm_matmul.candidates import Explanation, Problem, solve
+from snn_core.kernels.nm_matmul.candidates import MORE_BACKENDS, Explanation, Problem, solve
 from snn_core.kernels.nm_matmul.operands import (
     Pair,
     Weight,
@@ -88,6 +89,7 @@ def nm_matmul(
     x = check_input(x, operand)
     dtype = check_out_dtype(out_dtype, x)
     if _needs_gradient(x, operand) or _autocasts(x):
+        _check_differentiable(backend)
         y = _dense_product(x, operand, None, out_dtype)
         return (y, Explanation("dense", "gradient or autocast", {})) if explain else y
     problem = Problem(x, operand, dtype)
@@ -138,6 +140,7 @@ def nm_conv2d(
     check_convolution(x, operand, *convolution, groups)
     dtype = check_out_dtype(out_dtype, x)
     if _needs_gradient(x, operand) or _autocasts(x):
+        _check_differentiable(backend)
         y = _dense_product(x, operand, (*convolution, groups), out_dtype)
         return (y, Explanation("dense", "gradient or autocast", {})) if explain else y
     y, explanation = solve(Problem(x, operand, dtype, (*convolution, groups)), backend)
@@ -229,15 +232,15 @@ def _with_lif(
     backend: str,
 ) -> tuple[PackedSpikes | Tensor, Tensor]:
     dims = len(x.shape) - (2 if convolution is None else 4)
-    if dims < 0:
-        raise ArgumentError(f"x has shape {list(x.shape)}; it needs a time dimension before the others")
+    if dims < 0 or x.shape[0] == 0:
+        raise ArgumentError(f"x has shape {list(x.shape)}; it needs a time dimension of at least 1 before the others")
     problem = Problem(x, weight, torch.float32, convolution)
     if isinstance(x, PackedSpikes) and problem.fuses(backend, packed):
-        _check_state(v0, problem.output_shape[1:])
+        _check_state(v0, problem)
         return problem.run_with_lif(v0, neuron, packed, out_dtype)
     if _needs_gradient(x, weight):
         raise ArgumentError("nm_matmul_lif and nm_conv2d_lif are for inference; call them under torch.no_grad()")
-    _check_state(v0, problem.output_shape[1:])
+    _check_state(v0, problem)
     current, _ = solve(problem, backend)
     spikes, v_last = lif(current, v0, **neuron, backend=backend if backend in ("reference", "cpp", "cuda") else "auto")
     spikes = spikes.to(out_dtype)
@@ -246,9 +249,20 @@ def _with_lif(
     return PackedSpikes.from_dense(spikes, -1 if convolution is None else -3, check=False), v_last
 
 
-def _check_state(v0: Tensor | None, shape: tuple[int, ...]) -> None:
-    if v0 is not None and (tuple(v0.shape) != shape or v0.dtype != torch.float32):
-        raise ArgumentError(f"v0 is {v0.dtype} {list(v0.shape)}; it must be float32 {list(shape)}")
+def _check_state(v0: Tensor | None, problem: Problem) -> None:
+    shape, device = problem.output_shape[1:], problem.device
+    if v0 is not None and (tuple(v0.shape) != shape or v0.dtype != torch.float32 or v0.device != device):
+        raise ArgumentError(
+            f"v0 is {v0.dtype} {list(v0.shape)} on {v0.device}; it must be float32 {list(shape)} on {device}"
+        )
+
+
+def _check_differentiable(backend: str) -> None:
+    wanted = wanted_backend(backend, (*BACKENDS, *MORE_BACKENDS))
+    if wanted not in ("auto", "dense", "reference") and backend != "auto":
+        raise BackendUnavailableError(
+            f"backend {backend!r} computes no gradient and takes no part in autocast; 'auto' and 'dense' do"
+        )
 
 
 def _needs_gradient(x: Activations, weight: Weight) -> bool:

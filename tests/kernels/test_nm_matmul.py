@@ -206,6 +206,10 @@ def test_zeros_of_either_sign_empty_blocks_and_empty_inputs(backend: str) -> Non
     images = PackedSpikes.from_dense(torch.zeros(0, 32, 4, 4), -3)
     kernel = CompressedNM.from_dense(torch.zeros(5, 32, 3, 3), "2:4")
     assert nm_conv2d(images, kernel, backend=backend).shape == (0, 5, 2, 2)
+    nothing = PackedSpikes.from_dense(torch.zeros(3, 0))
+    assert torch.equal(nm_matmul(nothing, torch.zeros(4, 0), torch.ones(4), backend=backend), torch.ones(3, 4))
+    got, v_last = nm_matmul_lif(PackedSpikes.from_dense(s), torch.zeros(0, 32), v0=torch.zeros(0), backend=backend)
+    assert (tuple(got.shape), tuple(v_last.shape)) == ((9, 0), (0,))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -285,7 +289,9 @@ _KERNEL = CompressedNM.from_dense(torch.zeros(4, 16, 3, 3), "2:4")
         (lambda: nm_conv2d(torch.zeros(1, 48, 5, 5), _KERNEL, groups=3), ("groups", "3", "4")),
         (lambda: nm_conv2d(PackedSpikes.from_dense(torch.zeros(2, 4, 16)), _KERNEL), ("channels_last",)),
         (lambda: nm_matmul_lif(PackedSpikes.from_dense(torch.zeros(16)), _WEIGHT), ("time",)),
+        (lambda: nm_matmul_lif(PackedSpikes.from_dense(torch.zeros(0, 16)), _WEIGHT), ("time", "1")),
         (lambda: nm_matmul_lif(PackedSpikes.from_dense(torch.zeros(2, 16)), _WEIGHT, tau=1.0), ("tau",)),
+        (lambda: nm_matmul_lif(torch.zeros(2, 16), _WEIGHT, v0=torch.zeros(4, device="meta")), ("v0", "meta")),
         (lambda: nm_matmul_lif(pack_spikes(torch.zeros(2, 3, 16)), _WEIGHT, v0=torch.zeros(4)), ("v0", "[3, 4]")),
     ],
 )  # fmt: skip
@@ -297,6 +303,11 @@ def test_bad_input_is_named(call: Any, words: tuple[str, ...]) -> None:
 
 
 def test_a_backend_asked_for_is_never_replaced() -> None:
+    leaf = torch.zeros(2, 16, requires_grad=True)
+    with pytest.raises(BackendUnavailableError, match="gradient"):
+        nm_matmul(leaf, _WEIGHT, backend="cpp")
+    with pytest.raises(ArgumentError, match="fast"):
+        nm_matmul(leaf, _WEIGHT, backend="fast")
     with pytest.raises(BackendUnavailableError, match="triton"):
         nm_matmul(torch.zeros(2, 16), _WEIGHT, backend="triton")
     with pytest.raises(BackendUnavailableError, match="torch"):
