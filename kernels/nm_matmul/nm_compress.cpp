@@ -99,7 +99,8 @@ void pack_positions(const uint8_t* positions, int64_t count, int bits, uint8_t* 
       uint32_t word = 0;
       for (int64_t i = 8 * byte / bits; i < count && i * bits < 8 * (byte + 1); ++i) {
         const int64_t shift = i * bits - 8 * byte;
-        word |= shift >= 0 ? static_cast<uint32_t>(positions[i]) << shift : static_cast<uint32_t>(positions[i]) >> -shift;
+        const uint32_t position = positions[i];
+        word |= shift >= 0 ? position << shift : position >> -shift;
       }
       out[byte] = static_cast<uint8_t>(word);
     }

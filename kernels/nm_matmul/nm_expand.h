@@ -79,8 +79,8 @@ SNN_VECTOR_INLINE uint64_t kept_bits(const NMWeight& w, int64_t first) {
   return kept;
 }
 
-// `count` <= 32 values as 16 bits each: see put(). kFew: at most 16. A wider load would wait for the next line of memory,
-// although it takes nothing from it.
+// `count` <= 32 values as 16 bits each: see put(). kFew: at most 16. A wider load would wait for the next line of
+// memory, although it takes nothing from it.
 template <bool kFew>
 SNN_VECTOR_INLINE __m512i raw_16(const void* p, __mmask32 count) {
   if constexpr (kFew) return _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(static_cast<__mmask16>(count), p));

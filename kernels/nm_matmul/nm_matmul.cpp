@@ -39,7 +39,8 @@ struct SpikeArguments {
     const int64_t outputs = weight_shape[0], segment = weight_shape[1];
     require_nm(groups >= 1 && outputs % groups == 0, "groups must divide the outputs of weight_shape");
     require_nm(segment * groups == channels, "channels must be groups times the second entry of weight_shape");
-    require_nm(groups == 1 || segment % 8 == 0, "groups: channels of a group must be a multiple of 8 (not implemented)");
+    require_nm(groups == 1 || segment % 8 == 0,
+               "groups: channels of a group must be a multiple of 8 (not implemented)");
     require_nm(path >= kNMAutomatic && path <= kNMKept, "path is not there");
     NMProblem problem{make_weight(values, indices, n, m, outputs, weight_shape[2] * weight_shape[3], segment),
                       SpikeWindows(bits, channels, {weight_shape[2], weight_shape[3]}, stride, padding, dilation),

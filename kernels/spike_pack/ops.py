@@ -61,6 +61,11 @@ def _max_pool_fake(bits: Tensor, kernel: Any, stride: Any, padding: Any) -> Tens
     return bits.new_empty(bits.shape[0], height, width, bits.shape[3])
 
 
+#: Called through windows.py.
+im2col_operator = torch.ops.snn_core.spike_im2col.default
+max_pool_operator = torch.ops.snn_core.spike_max_pool.default
+
+
 def _check(tensor: Tensor, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise ArgumentError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")

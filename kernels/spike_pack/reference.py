@@ -21,3 +21,18 @@ def unpack_spikes(packed: Tensor, size: int, dim: int, dtype: torch.dtype) -> Te
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = (packed.movedim(dim, -1).unsqueeze(-1) >> shifts) & 1
     return bits.flatten(-2)[..., :size].movedim(-1, dim).to(dtype)
+
+
+def spike_im2col(bits: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """``[B, H, W, bytes] -> [B * OH * OW, kh * kw * bytes]``: the bytes under each window, outside the image 0."""
+    images = bits.permute(0, 3, 1, 2).double()  # unfold takes no integers; 8 bits are exact
+    columns = torch.nn.functional.unfold(images, kernel, dilation, padding, stride)
+    positions = kernel[0] * kernel[1]
+    return columns.unflatten(1, (-1, positions)).permute(0, 3, 2, 1).flatten(2).flatten(0, 1).to(torch.uint8)
+
+
+def spike_max_pool(bits: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """``[B, H, W, bytes] -> [B, OH, OW, bytes]``: a spike where the window has one."""
+    spikes = unpack_spikes(bits, 8 * bits.shape[-1], -1, torch.float32).permute(0, 3, 1, 2)
+    pooled = torch.nn.functional.max_pool2d(spikes, kernel, stride, padding)
+    return pack_spikes(pooled.permute(0, 2, 3, 1), -1)

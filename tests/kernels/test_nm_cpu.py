@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_core.kernels import CompressedNM, lif, pack_spikes, unpack_spikes
+from snn_core.errors import ArgumentError
+from snn_core.kernels import CompressedNM, lif, pack_spikes, spike_im2col, spike_max_pool, unpack_spikes
 from snn_core.kernels.native import compiled_instruction_sets, cpu_library
 from snn_core.sparsity import NMPattern, nm_mask_by_magnitude
 
@@ -227,9 +228,27 @@ def test_windows_of_bits(channels: int, kernel: int, stride: int, padding: int, 
     columns = F.unfold(s, kernel, dilation, padding, stride)  # [B, C * kh * kw, L]
     expected = columns.view(2, channels, kernel * kernel, -1).permute(0, 3, 2, 1)
     assert torch.equal(rows, pack_spikes(expected.contiguous()).view(rows.shape))
+    for backend in ("cpp", "reference"):
+        assert torch.equal(spike_im2col(images(s), kernel, stride, padding, dilation, backend=backend), rows)
     if 2 * padding <= kernel:
         pooled = OPS.spike_max_pool(images(s), *size[:3])
         assert torch.equal(pooled, images(F.max_pool2d(s, kernel, stride, padding)))
+        for backend in ("cpp", "reference"):
+            assert torch.equal(spike_max_pool(images(s), kernel, stride, padding, backend=backend), pooled)
+
+
+def test_bad_windows_are_named() -> None:
+    bits = torch.zeros(1, 4, 4, 2, dtype=torch.uint8)
+    for message, call in (
+        ("bits", lambda: spike_im2col(bits.int(), 3)),
+        ("stride 1", lambda: spike_im2col(bits.mT, 3)),
+        ("larger than the padded height", lambda: spike_im2col(bits, (5, 1))),
+        ("dilation", lambda: spike_im2col(bits, 3, dilation=0)),
+        ("padding", lambda: spike_max_pool(bits, 2, padding=2)),
+        ("stride", lambda: spike_max_pool(bits, 2, (1, 2, 3))),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("few", [1, 5, 16, 40])
