@@ -67,7 +67,10 @@ inline NMWeight make_weight(const Tensor& values, const MaybeTensor& indices, in
   w.type = nm_type(values, "values");
   w.outputs = outputs, w.segments = segments, w.segment = segment;
   require_nm(values.is_contiguous(), "values must be contiguous");
-  int64_t expected = outputs * w.k();
+  int64_t k = 0, expected = 0, bits = 0;  // products of hostile sizes must not wrap around
+  require_nm(!__builtin_mul_overflow(segments, segment, &k) && !__builtin_mul_overflow(outputs, k, &expected) &&
+                 !__builtin_mul_overflow(expected, int64_t{64}, &bits),
+             "weight_shape is too large");
   if (indices.has_value()) {
     require_nm(m >= 1 && m <= 256 && n >= 1 && n <= m, "n and m must be 1 <= n <= m <= 256");
     require_nm(segment % m == 0, "m must divide the input channels of weight_shape");

@@ -44,6 +44,9 @@ struct Float8 {
 SNN_VECTOR_INLINE float int_to_float(int32_t x) { return static_cast<float>(x); }
 SNN_VECTOR_INLINE VectorF int_to_float(VectorI x) { return __builtin_convertvector(x, VectorF); }
 
+SNN_VECTOR_INLINE float count_to_float(uint32_t x) { return static_cast<float>(static_cast<int32_t>(x)); }
+SNN_VECTOR_INLINE VectorF count_to_float(VectorU x) { return int_to_float((VectorI)x); }
+
 template <class F>
 SNN_VECTOR_INLINE F load(const Int8* p) {
   const auto x = ByteLanes<F>::widen(load_unaligned<typename ByteLanes<F>::B>(p));
@@ -54,15 +57,18 @@ SNN_VECTOR_INLINE F load(const Int8* p) {
   }
 }
 
-// e4m3fn: no infinity, NaN is all ones. Exponent and mantissa at their places, then times 2^120: exact for normal and
-// subnormal numbers alike.
+// e4m3fn: no infinity, NaN is all ones.
 template <class F>
 SNN_VECTOR_INLINE F load(const Float8* p) {
   using L = LaneTraits<F>;
   const auto x = ByteLanes<F>::widen(load_unaligned<typename ByteLanes<F>::B>(p));
   const auto magnitude = x & 0x7fu;
-  const F scaled = L::value(magnitude << 20) * 1.329227995784916e36f;
-  const auto bits = magnitude == 0x7fu ? (magnitude & 0u) + 0x7fc00000u : L::bits(scaled);
+  // Subnormal numbers are multiples of 2^-9, and are counted: as float32 they would be subnormal, too, before scaling,
+  // and those may be flushed to 0.
+  const auto normal = (magnitude << 20) + (120u << 23);
+  const auto small = L::bits(count_to_float(magnitude) * 0.001953125f);
+  const auto finite = magnitude < 8u ? small : normal;
+  const auto bits = magnitude == 0x7fu ? (magnitude & 0u) + 0x7fc00000u : finite;
   return L::value(bits | (x & 0x80u) << 24);
 }
 

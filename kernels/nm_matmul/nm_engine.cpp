@@ -181,6 +181,9 @@ class Engine {
     const int64_t rows = block.rows(), count = chunks_.count();
     auto* const buffer = static_cast<uint8_t*>(nm_scratch(kPanelScratch, windows.row_bytes()));
     auto* const list = static_cast<uint16_t*>(nm_scratch(kSumScratch, 2 * (rows * (w_.k() + 8) + kSpikeSlack)));
+    if (rows * w_.k() >= int64_t{1} << 32) {  // offsets are 32 bits
+      throw std::runtime_error("nm_matmul: steps times the inputs of an output must stay below 2^32");
+    }
     out.offset.resize(rows * count + 1);
     int64_t size = 0;
     for (int64_t i = 0; i < rows; ++i) {

@@ -17,10 +17,11 @@ namespace snn_core {
 // Throws unless `values` has `count` entries of at least `least`.
 inline void check_list(const std::vector<int64_t>& values, size_t count, int64_t least, const char* name) {
   bool fits = values.size() == count;
-  for (const int64_t value : values) fits = fits && value >= least;
+  constexpr int64_t most = int64_t{1} << 31;  // so that their products with each other stay within 64 bits
+  for (const int64_t value : values) fits = fits && value >= least && value < most;
   if (!fits) {
-    throw std::runtime_error(std::string(name) + " must hold " + std::to_string(count) + " integers of at least " +
-                             std::to_string(least));
+    throw std::runtime_error(std::string(name) + " must hold " + std::to_string(count) + " integers from " +
+                             std::to_string(least) + " to 2^31 - 1");
   }
 }
 
@@ -54,6 +55,11 @@ struct SpikeWindows {
     out_h = extent(height, 0, kernel_h, step_h, pad_h, dilation_h);
     out_w = extent(width, 1, kernel_w, step_w, pad_w, dilation_w);
     take(0, channels);
+    int64_t area = 0, rows = 0, window = 0, all = 0;
+    if (__builtin_mul_overflow(out_h, out_w, &area) || __builtin_mul_overflow(batch, area, &rows) ||
+        __builtin_mul_overflow(kernel_h * kernel_w, bytes, &window) || __builtin_mul_overflow(rows, window, &all)) {
+      throw std::runtime_error("padding: there are too many windows");
+    }
   }
 
   // Of the channels first .. first + count of every pixel; `first` is a multiple of 8.
