@@ -21,7 +21,8 @@ constexpr int64_t kGrainElements = 1 << 15;  // below which a thread is not wort
 Tensor nm_decompress(Tensor values, Tensor indices, int64_t n, int64_t m, int64_t rows, MaybeTensor scale,
                      ScalarType out_dtype) {
   const Storage storage = storage_of_dtype(out_dtype, "out_dtype");
-  require_nm(n >= 1 && m >= n && rows >= 0, "n, m and rows must be 1 <= n <= m and 0 <= rows");
+  require_nm(n >= 1 && m >= n && m <= 256 && rows >= 0 && rows < int64_t{1} << 48,
+             "n, m and rows must be 1 <= n <= m <= 256 and 0 <= rows < 2^48");
   require_nm(rows == 0 ? values.numel() == 0 : values.numel() % (rows * n) == 0, "rows does not fit values");
   const int64_t k = rows == 0 ? 0 : values.numel() / (rows * n) * m;
   const NMWeight w = make_weight(values, indices, n, m, rows, 1, k);
@@ -67,7 +68,7 @@ int rank_of(uint8_t bits) {  // int8: no negative zero
 
 // Blocks first <= b < last of elements of the size of T; `bytes` one number a byte. Returns the number of violations.
 template <class T>
-int64_t compress_blocks(const T* dense, const bool* mask, int n, int m, int64_t first, int64_t last, T* values,
+int64_t compress_blocks(const T* dense, const uint8_t* mask, int n, int m, int64_t first, int64_t last, T* values,
                         uint8_t* positions) {
   int64_t violations = 0;
   uint8_t rank[256];
@@ -75,7 +76,8 @@ int64_t compress_blocks(const T* dense, const bool* mask, int n, int m, int64_t 
     const T* const block = dense + b * m;
     int count[3] = {0, 0, 0};
     for (int i = 0; i < m; ++i) {
-      rank[i] = static_cast<uint8_t>(mask != nullptr ? 2 * mask[b * m + i] : rank_of(block[i]));
+      // A bool may come as any byte, from a file for example.
+      rank[i] = static_cast<uint8_t>(mask == nullptr ? rank_of(block[i]) : mask[b * m + i] != 0 ? 2 : 0);
       ++count[rank[i]];
     }
     violations += count[2] > n;
@@ -108,7 +110,7 @@ void pack_positions(const uint8_t* positions, int64_t count, int bits, uint8_t* 
 }
 
 template <class T>
-int64_t compress(const Tensor& dense, const bool* mask, int n, int m, int64_t blocks, const Tensor& values,
+int64_t compress(const Tensor& dense, const uint8_t* mask, int n, int m, int64_t blocks, const Tensor& values,
                  uint8_t* positions) {
   constexpr int64_t chunk = 4096;  // blocks whose violations are counted together
   std::vector<int64_t> violations((blocks + chunk - 1) / chunk);
@@ -129,12 +131,12 @@ std::tuple<Tensor, Tensor, Tensor> nm_compress(Tensor dense, MaybeTensor mask, i
   const int type = nm_type(dense, "dense");
   require_nm(dense.dim() == 2 && dense.is_contiguous() && dense.size(1) % m == 0,
              "dense must be [rows, K], contiguous, K a multiple of m");
-  const bool* kept = nullptr;
+  const uint8_t* kept = nullptr;
   if (mask.has_value()) {
     require_nm(mask->scalar_type() == ScalarType::Bool && mask->dim() == 2 && mask->is_contiguous() &&
                    mask->size(0) == dense.size(0) && mask->size(1) == dense.size(1),
                "mask must be bool, contiguous, of the shape of dense");
-    kept = static_cast<const bool*>(mask->data_ptr());
+    kept = static_cast<const uint8_t*>(mask->data_ptr());
   }
   const int64_t blocks = dense.numel() / m;
   const int bits = nm_index_bits(m);

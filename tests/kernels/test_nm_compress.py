@@ -274,3 +274,24 @@ def test_repr_names_the_essentials():
 def test_bad_input(call, word):
     with pytest.raises(ArgumentError, match=word):
         call(torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_mask_of_odd_bytes_is_read_as_truth(backend):
+    odd = torch.zeros(4, 8, dtype=torch.uint8)
+    odd[:, 1], odd[:, 6] = 255, 2
+    weight = torch.arange(32.0).reshape(4, 8)
+    assert torch.equal(
+        CompressedNM.from_dense(weight, "2:4", odd.view(torch.bool), backend=backend).to_dense(), weight * (odd != 0)
+    )
+    with pytest.raises(ArgumentError, match="2:4"):
+        CompressedNM.from_dense(weight, "2:4", torch.full((4, 8), 255, dtype=torch.uint8).view(torch.bool))
+
+
+def test_absurd_shapes_do_not_wrap_around():
+    state = {"values": torch.zeros(0, 4), "indices": torch.zeros(0, dtype=torch.uint8)}
+    with pytest.raises(ArgumentError, match="elements"):
+        CompressedNM.from_state_dict(state | {"layout": torch.tensor([4, 8, 2**62, 8])})
+    if native_backend(torch.device("cpu")) is not None:
+        with pytest.raises(RuntimeError, match="rows"):
+            torch.ops.snn_core.nm_decompress(*state.values(), 4, 8, 2**62, None, torch.float32)

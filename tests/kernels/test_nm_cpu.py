@@ -342,3 +342,29 @@ def digest_of_results(threads: int) -> str:
 
 if __name__ == "__main__":
     print(cpu_library().isa, digest_of_results(1), digest_of_results(3))
+
+
+def test_hostile_sizes_and_positions_are_refused_or_harmless() -> None:
+    bits, kept = torch.full((1, 1, 1, 255), 255, dtype=torch.uint8), torch.ones(120, 1)
+    beyond = torch.full((120,), 199, dtype=torch.uint8)  # positions past blocks of 136
+    convolution = ([1, 1], [0, 0], [1, 1], 1)
+    for path in range(5):
+        try:
+            y = torch.ops.snn_core.nm_spikes(
+                bits, 2040, kept, beyond, 1, 136, [8, 2040, 1, 1], None, None, *convolution, torch.float32, path
+            )
+        except RuntimeError as error:
+            assert "path" in str(error)  # noqa: PT017
+            continue
+        assert y.shape == (1, 1, 1, 8)
+    empty = torch.zeros(0, 2)
+    with pytest.raises(RuntimeError, match="weight_shape"):
+        torch.ops.snn_core.nm_spikes(
+            torch.zeros(1, 1, 1, 1, dtype=torch.uint8), 4, empty, torch.zeros(0, dtype=torch.uint8), 2, 4,
+            [2**62, 4, 1, 1], None, None, *convolution, torch.float32, 0,
+        )  # fmt: skip
+    image = torch.ones(1, 4, 4, 1, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="dilation"):
+        torch.ops.snn_core.spike_im2col(image, 8, [3, 3], [1, 1], [0, 0], [2**63 - 1, 1])
+    with pytest.raises(RuntimeError, match="padding"):
+        torch.ops.snn_core.spike_im2col(image, 8, [2, 2], [1, 1], [2**31 - 1, 2**31 - 1], [1, 1])
