@@ -26,7 +26,7 @@ def unpack_spikes(packed: Tensor, size: int, dim: int, dtype: torch.dtype) -> Te
 def spike_im2col(bits: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     """``[B, H, W, bytes] -> [B * OH * OW, kh * kw * bytes]``: the bytes under each window, outside the image 0."""
     images = bits.permute(0, 3, 1, 2).double()  # unfold takes no integers; 8 bits are exact
-    columns = torch.nn.functional.unfold(images, kernel, dilation, padding, stride)
+    columns = torch.nn.functional.unfold(images, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
     positions = kernel[0] * kernel[1]
     return columns.unflatten(1, (-1, positions)).permute(0, 3, 2, 1).flatten(2).flatten(0, 1).to(torch.uint8)
 
