@@ -270,6 +270,28 @@ def _nm_figure(cell: dict[str, Any]) -> str:
     return f"{entry['ms']:.3g} ({figures})"
 
 
+def inference(result: dict[str, Any]) -> str:
+    """Whole networks: times of the fused compressed network and of the best dense form, a row a network and batch."""
+    header = ["network", "samples a call", "fused ms", "best dense ms", "which", "times as fast", "eager dense ms"]
+    header += ["peak MB", "dense peak MB"]
+    rows = []
+    for entry in result["networks"]:
+        for cell in entry["cells"]:
+            ms, peak, best = cell["ms"], cell["peak_bytes"], cell["best_dense"]
+            peaks = [f"{peak[form] / 1e6:.1f}" if peak.get(form) is not None else "-" for form in ("fused", "dense")]
+            times = [f"{ms['fused']:.2f}", f"{ms[best]:.2f}", best, f"{cell['speedup']:.2f}", f"{ms['dense']:.2f}"]
+            rows.append([entry["network"], str(cell["batch"]), *times, *peaks])
+    notes = []
+    for entry in result["networks"]:
+        size, rates = entry["bytes"], [rate for cell in entry["cells"] for rate in cell["firing_rates"]]
+        notes.append(
+            f"{entry['network']}: pruned weights {size['resident_ratio']:.2f} of their 16-bit bytes in memory, "
+            f"{size['on_disk_ratio']:.2f} in the file; {100 * min(rates):.0f} to {100 * max(rates):.0f} % fire"
+        )
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    return _table(header, rows) + "\n\n" + "; ".join(notes) + f". Medians, {threads}, {result['data']}."
+
+
 #: Block name in README -> result file and how it is shown.
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pruning": ("pruning_nmnist.json", pruning),
@@ -278,6 +300,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
     "accelerate": ("accelerate_cpu.json", accelerate),
     "nm-matmul": ("nm_matmul_cpu.json", nm_matmul),
+    "inference": ("inference_cpu.json", inference),
     "gpu": ("gpu_nvidia_h200.json", gpu),
 }
 
