@@ -22,7 +22,7 @@ def test_tables_come_from_the_results() -> None:
 def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks in order, in one namespace, with fewer recordings and steps than a reader would take."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     smaller = {
         "limit=300": "limit=100",
         "epochs=10": "epochs=1",
