@@ -128,22 +128,13 @@ def nm_conv2d(
     Raises:
         ArgumentError, BackendUnavailableError: as :func:`nm_matmul`.
     """
-    operand = check_weight(weight, bias, dims=4)
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise ArgumentError(f"groups is {groups!r}; it must be a positive integer")
-    x = check_input(x, operand, groups)
-    convolution = (
-        check_pair(stride, "stride", 1),
-        check_pair(padding, "padding", 0),
-        check_pair(dilation, "dilation", 1),
-    )
-    check_convolution(x, operand, *convolution, groups)
+    x, operand, convolution = _checked_convolution(x, weight, bias, stride, padding, dilation, groups)
     dtype = check_out_dtype(out_dtype, x)
     if _needs_gradient(x, operand) or _autocasts(x):
         _check_differentiable(backend)
-        y = _dense_product(x, operand, (*convolution, groups), out_dtype)
+        y = _dense_product(x, operand, convolution, out_dtype)
         return (y, Explanation("dense", "gradient or autocast", {})) if explain else y
-    y, explanation = solve(Problem(x, operand, dtype, (*convolution, groups)), backend)
+    y, explanation = solve(Problem(x, operand, dtype, convolution), backend)
     return (y, explanation) if explain else y
 
 
@@ -207,18 +198,31 @@ def nm_conv2d_lif(
     Returns:
         Spikes ``[T, ..., O, OH, OW]`` (packed: channels last) and the last potential ``[..., O, OH, OW]`` (float32).
     """
+    x, operand, convolution = _checked_convolution(x, weight, bias, stride, padding, dilation, groups)
+    neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
+    return _with_lif(x, operand, convolution, v0, neuron, packed, out_dtype, backend)
+
+
+def _checked_convolution(
+    x: Activations,
+    weight: Tensor | CompressedNM,
+    bias: Tensor | None,
+    stride: int | Pair,
+    padding: int | Pair,
+    dilation: int | Pair,
+    groups: int,
+) -> tuple[Activations, Weight, tuple[Pair, Pair, Pair, int]]:
     operand = check_weight(weight, bias, dims=4)
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ArgumentError(f"groups is {groups!r}; it must be a positive integer")
     x = check_input(x, operand, groups)
-    convolution = (
+    pairs = (
         check_pair(stride, "stride", 1),
         check_pair(padding, "padding", 0),
         check_pair(dilation, "dilation", 1),
     )
-    check_convolution(x, operand, *convolution, groups)
-    neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
-    return _with_lif(x, operand, (*convolution, groups), v0, neuron, packed, out_dtype, backend)
+    check_convolution(x, operand, *pairs, groups)
+    return x, operand, (*pairs, groups)
 
 
 def _with_lif(
