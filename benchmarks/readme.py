@@ -300,6 +300,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
     "accelerate": ("accelerate_cpu.json", accelerate),
     "nm-matmul": ("nm_matmul_cpu.json", nm_matmul),
+    "nm-conv": ("nm_conv_cpu.json", nm_matmul),
     "inference": ("inference_cpu.json", inference),
     "gpu": ("gpu_nvidia_h200.json", gpu),
 }
