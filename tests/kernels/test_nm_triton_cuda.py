@@ -32,7 +32,7 @@ def compressed(rows: int, columns: int, pattern: str, dtype: torch.dtype) -> Com
     return weight.quantize(dtype) if dtype in (torch.int8, torch.float8_e4m3fn) else weight.to(dtype=dtype)
 
 
-def check(rows: int, outputs: int, size: int, pattern: str, x_dtype: torch.dtype, dtype: torch.dtype) -> None:
+def assert_product(rows: int, outputs: int, size: int, pattern: str, x_dtype: torch.dtype, dtype: torch.dtype) -> None:
     weight = compressed(outputs, size, pattern, dtype)
     x, bias = normal(rows, size, seed=1).to(x_dtype), normal(outputs, seed=2)
     arguments = (
@@ -50,23 +50,23 @@ def check(rows: int, outputs: int, size: int, pattern: str, x_dtype: torch.dtype
 @pytest.mark.parametrize("rows", [1, 16, 17, 33, 65, 300])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_products(rows: int, dtype: torch.dtype) -> None:
-    check(rows, 200, 1024, "2:4", dtype, dtype)
+    assert_product(rows, 200, 1024, "2:4", dtype, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.float32])
 @pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16])
 def test_products_of_other_values(x_dtype: torch.dtype, dtype: torch.dtype) -> None:
-    check(5, 300, 512, "2:4", x_dtype, dtype)
+    assert_product(5, 300, 512, "2:4", x_dtype, dtype)
 
 
 @pytest.mark.parametrize("pattern", ["1:4", "3:4", "4:8", "2:6", "1:2", "5:16", "3:32"])
 def test_products_of_other_patterns(pattern: str) -> None:
-    check(3, 70, 7 * int(pattern.split(":")[1]), pattern, torch.bfloat16, torch.bfloat16)
+    assert_product(3, 70, 7 * int(pattern.split(":")[1]), pattern, torch.bfloat16, torch.bfloat16)
 
 
 def test_odd_sizes() -> None:
-    check(3, 37, 4 * 33, "2:4", torch.bfloat16, torch.bfloat16)
-    check(130, 129, 4 * 31, "2:4", torch.float16, torch.float16)
+    assert_product(3, 37, 4 * 33, "2:4", torch.bfloat16, torch.bfloat16)
+    assert_product(130, 129, 4 * 31, "2:4", torch.float16, torch.float16)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "2:6", "4:8", "5:16"])
