@@ -3,11 +3,14 @@
 Real recordings: N-MNIST, from a folder or zip. Built in: ``digits-dvs``, *simulated* recordings of handwritten digits.
 """
 
+from snn_core.datasets.by_name import load, load_events
+from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.disk_frames import DiskFrameDataset
+from snn_core.datasets.event_dataset import EventDataset
 from snn_core.datasets.events import EVENT_DTYPE, make_events
 from snn_core.datasets.frame_dataset import FrameDataset
 from snn_core.datasets.frames import iterate_events, load_frames, open_frames
-from snn_core.datasets.locate import cache_root, data_root, open_source
+from snn_core.datasets.locate import open_source
 from snn_core.datasets.nmnist import NMNISTSource
 from snn_core.datasets.nmnist_format import decode_nmnist, encode_nmnist, read_nmnist, write_nmnist
 from snn_core.datasets.readers import (
@@ -17,27 +20,39 @@ from snn_core.datasets.readers import (
     read_events,
     write_events,
 )
+from snn_core.datasets.registry import info, list_datasets, open_dataset, register
+from snn_core.datasets.roots import data_root
 from snn_core.datasets.splits import stratified_folds, stratified_subset
+from snn_core.files import cache_root
 
 __all__ = [
     "EVENT_DTYPE",
+    "DatasetInfo",
     "DiskFrameDataset",
+    "EventDataset",
     "EventFileInfo",
     "FrameDataset",
     "NMNISTSource",
+    "RegisteredDataset",
     "cache_root",
     "data_root",
     "decode_nmnist",
     "encode_nmnist",
     "event_file_info",
+    "info",
     "iterate_event_chunks",
     "iterate_events",
+    "list_datasets",
+    "load",
+    "load_events",
     "load_frames",
     "make_events",
+    "open_dataset",
     "open_frames",
     "open_source",
     "read_events",
     "read_nmnist",
+    "register",
     "stratified_folds",
     "stratified_subset",
     "write_events",

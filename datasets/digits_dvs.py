@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters
 from snn_core.datasets.source import Recording, check_split
 from snn_core.datasets.splits import stratified_subset
@@ -135,3 +137,29 @@ def _log_brightness(images: NDArray[np.uint8], weights: list[NDArray[np.float32]
             shown = weight
             frame = table.take((ink @ weight).astype(np.int32) >> 4, mode="clip")
         yield frame
+
+
+def _open(root: Path | None = None, *, seed: int = 0) -> DigitsDVSSource:
+    """scikit-learn brings the pictures: there is nothing to look for in ``root``."""
+    return DigitsDVSSource(seed)
+
+
+DATASET = RegisteredDataset(
+    DatasetInfo(
+        name="digits-dvs",
+        title="digits-dvs (simulated)",
+        class_names=DigitsDVSSource.class_names,
+        sensor_size=DigitsDVSSource.sensor_size,
+        splits={"fixed": {"train": 1437, "test": TEST_SIZE}},
+        split_rules={"fixed": f"stratified_subset(labels, {TEST_SIZE}, seed={SPLIT_SEED}) is the test part"},
+        simulated=True,
+        licence="CC BY 4.0 (the pictures)",
+        citation=(
+            "Pictures: E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits. UCI Machine Learning "
+            "Repository (1998). doi:10.24432/C50P49"
+        ),
+        home_page="https://archive.ics.uci.edu/dataset/80",
+        how_to_get="Nothing to get: scikit-learn brings the pictures, the recordings are simulated.",
+    ),
+    _open,
+)

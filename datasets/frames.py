@@ -15,22 +15,23 @@ from numpy.typing import NDArray
 from snn_core.datasets.cache import FORMAT_VERSION, CachedFrames, load_cached, open_cached, store_cached, store_samples
 from snn_core.datasets.disk_frames import DiskFrameDataset
 from snn_core.datasets.frame_dataset import FrameDataset
-from snn_core.datasets.locate import cache_root, open_source
+from snn_core.datasets.locate import open_source
 from snn_core.datasets.source import EventSource, Recording, check_split
 from snn_core.datasets.splits import stratified_subset
 from snn_core.errors import ArgumentError, DataError
-from snn_core.files import sha256_json
+from snn_core.files import cache_root, sha256_json
 from snn_core.kernels.event_frames import event_frames
 from snn_core.progress import progress
 
 BIN_ARGUMENTS = {"time": "n_time_bins", "count": "n_event_bins"}
 PathLike = str | os.PathLike[str]
+Source = PathLike | EventSource
 #: Frames of one recording; far above any use, and far below what exhausts the memory with a single recording.
 MAX_T = 2**16
 
 
 def load_frames(
-    source: PathLike,
+    source: Source,
     split: str,
     *,
     T: int = 3,
@@ -45,8 +46,8 @@ def load_frames(
     """Recordings of a source as frames ``uint8 [num, T, 2, H, W]``, from the cache where they are in it.
 
     Args:
-        source: "digits-dvs" (built in, simulated), "nmnist" (real; looks in $SNN_DATA for the official folders or
-            nmnist_850.zip), or a folder or zip in N-MNIST's official layout.
+        source: a data set's name (:func:`snn_core.datasets.list_datasets`), looked for in $SNN_DATA; a folder or zip in
+            N-MNIST's official layout; or a source from :func:`snn_core.datasets.open_source`.
         split: "train", "test" or "all" (train, then test).
         T: number of frames a recording, 1 to 65,536.
         by: "time" (bins of equal duration) or "count" (bins of equal number of events); bin edges as described in
@@ -54,7 +55,7 @@ def load_frames(
         cache_dir: folder of the frame cache; by default the environment variable SNN_CACHE, else
             $XDG_CACHE_HOME/snn_core, else ~/.cache/snn_core.
         seed: of the simulated sensor, and of the draw that ``limit`` makes.
-        download: let tonic download N-MNIST when it is not found.
+        download: let tonic download what is not found, where it can.
         limit: at most so many recordings: a stratified subset, the same for the same seed, see
             :func:`snn_core.datasets.stratified_subset`.
         use_cache: False neither reads nor writes the cache.
@@ -85,7 +86,7 @@ def load_frames(
 
 
 def open_frames(
-    source: PathLike,
+    source: Source,
     split: str,
     *,
     T: int = 3,
@@ -130,7 +131,7 @@ class _Request:
 
     def __init__(
         self,
-        source: PathLike,
+        source: Source,
         split: str,
         T: int,
         by: str,
@@ -159,7 +160,7 @@ class _Request:
 
 
 def iterate_events(
-    source: PathLike, split: str, *, seed: int = 0, download: bool = False, limit: int | None = None
+    source: Source, split: str, *, seed: int = 0, download: bool = False, limit: int | None = None
 ) -> Iterator[tuple[NDArray[np.void], int, str]]:
     """(events, label, id) of each recording, lazily; events are EVENT_DTYPE arrays [num_events] as recorded.
 

@@ -1,88 +1,58 @@
-"""From the name of a data source to the source: built in, in $SNN_DATA, downloaded, or a path."""
+"""From the name of a data source to the source: a data set by name, or a path."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from snn_core.datasets.nmnist import HOW_TO_GET, SPLIT_FOLDERS, NMNISTSource
+from snn_core.datasets.nmnist import HOW_TO_GET, NMNISTSource
+from snn_core.datasets.registry import list_datasets, open_dataset
 from snn_core.datasets.source import EventSource
 from snn_core.errors import ArgumentError, DataError
-from snn_core.files import cache_root
-
-BUILT_IN = ("digits-dvs", "nmnist")
-PART_OF_NMNIST = "nmnist_850.zip"
 
 
-def data_root() -> Path:
-    """Where data sets lie: the environment variable SNN_DATA, else ../shared/data beside the repository."""
-    configured = os.environ.get("SNN_DATA")
-    if configured:
-        return Path(configured).expanduser()
-    checkout = Path(__file__).resolve().parent.parent
-    beside = checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
-    return beside.parent / "shared" / "data"
-
-
-def open_source(source: str | os.PathLike[str], *, seed: int = 0, download: bool = False) -> EventSource:
+def open_source(
+    source: str | os.PathLike[str] | EventSource,
+    *,
+    seed: int = 0,
+    download: bool = False,
+    root: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> EventSource:
     """The event source of that name or path.
 
     Args:
-        source: "digits-dvs" (simulated), "nmnist", or a folder or zip in N-MNIST's official layout.
-        seed: of the simulated sensor; real recordings do not depend on it.
-        download: let tonic download N-MNIST when "nmnist" is not found.
+        source: one of :func:`snn_core.datasets.list_datasets`, a folder or zip in N-MNIST's official layout, or an
+            event source, which is returned as it is.
+        seed: of a simulated sensor; real recordings do not depend on it.
+        download: let tonic download what is not found, where it can.
+        root: of a data set by name: where it lies, or the folder around it; by default $SNN_DATA.
+        options: what the data set has of its own, for example ``split_name``.
 
     Raises:
-        ArgumentError: ``source`` is neither a string nor a path, or empty.
+        ArgumentError: ``source`` is neither a string nor a path, or empty; an option that the data set does not have.
         DataError: nothing there, or not in the layout; says where to get the data and where to put it.
     """
-    if not isinstance(source, (str, os.PathLike)) or not str(source):
-        raise ArgumentError(f"source must be one of {', '.join(BUILT_IN)} or a path, got {source!r}")
-    if source == "digits-dvs":
-        from snn_core.datasets.digits_dvs import DigitsDVSSource
-
-        return DigitsDVSSource(seed=seed)
-    if source == "nmnist":
-        return _find_nmnist(download)
+    if not isinstance(source, (str, os.PathLike)):
+        if hasattr(source, "recordings") and hasattr(source, "content_hash"):
+            return _as_it_is(source, root, options)
+        raise ArgumentError(f"source must be one of {', '.join(list_datasets())} or a path, got {source!r}")
+    if not str(source):
+        raise ArgumentError(f"source must be one of {', '.join(list_datasets())} or a path, got {source!r}")
+    if source in list_datasets():
+        return open_dataset(str(source), root, seed=seed, download=download, **options)
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(
-            f"no data source {str(source)!r}: it is no built-in name ({', '.join(BUILT_IN)}), and no such folder "
-            f"or zip file exists. {HOW_TO_GET}"
+            f"no data source {str(source)!r}: it is no built-in name ({', '.join(list_datasets())}), and no such "
+            f"folder or zip file exists. {HOW_TO_GET}"
         )
-    return NMNISTSource(path)
+    return _as_it_is(NMNISTSource(path), root, options)
 
 
-def _find_nmnist(download: bool) -> NMNISTSource:
-    """The whole data set if it is there, else the part of 850 recordings, else a download, else an error."""
-    root = data_root()
-    folders = [root / "NMNIST", root, cache_root() / "data" / "NMNIST"]
-    half = ""
-    for folder in folders:
-        found = [part for part in SPLIT_FOLDERS.values() if (folder / part).is_dir()]
-        # One of the two alone is what an interrupted download leaves; it must not hide what else there is.
-        if len(found) == len(SPLIT_FOLDERS):
-            return NMNISTSource(folder, "nmnist")
-        if found and not half:
-            half = f"; {folder} holds only {found[0]}/, give it as a path to use it alone"
-    if (root / PART_OF_NMNIST).is_file():
-        return NMNISTSource(root / PART_OF_NMNIST, "nmnist (part: 750 train, 100 test)")
-    if download:
-        return NMNISTSource(_download(root if os.environ.get("SNN_DATA") else cache_root() / "data"), "nmnist")
-    raise DataError(
-        f"N-MNIST is not in {root} (neither Train/ and Test/, NMNIST/, nor {PART_OF_NMNIST}){half}. {HOW_TO_GET}"
-    )
-
-
-def _download(folder: Path) -> Path:
-    """Download both splits with tonic into ``folder``; returns the folder that holds Train/ and Test/."""
-    try:
-        from tonic.datasets import NMNIST
-    except ImportError as error:
-        raise DataError(f"download=True needs the package tonic: {error}. {HOW_TO_GET}") from error
-    try:
-        for train in (True, False):
-            NMNIST(save_to=str(folder), train=train)
-    except Exception as error:  # tonic lets through whatever urllib, hashing and unpacking raise
-        raise DataError(f"could not download N-MNIST into {folder}: {error}. {HOW_TO_GET}") from error
-    return folder / "NMNIST"
+def _as_it_is(source: EventSource, root: object, options: dict[str, Any]) -> EventSource:
+    given = [*(["root"] if root is not None else []), *options]
+    if given:
+        raise ArgumentError(f"{given[0]} is an option of data sets by name; {source.name} is given as it is")
+    return source
