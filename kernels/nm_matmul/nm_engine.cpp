@@ -29,7 +29,7 @@ const NMKernel* nm_kernel(int path, const NMWeight& w) {
 namespace {
 
 constexpr int64_t kWaveBytes = 32 << 20;    // of prepared spikes, at most (but one block at least)
-constexpr int64_t kPanelBytes = 256 << 10;  // of a decoded chunk: a quarter of an L2 cache, beside the sums
+constexpr int64_t kPanelBytes = 128 << 10;  // of a decoded chunk: an eighth of an L2 cache, beside the sums
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel pays
 constexpr int64_t kMostRows = 2048;         // of a task, whose sums are kept between chunks of inputs
@@ -102,7 +102,8 @@ class Engine {
         block_positions_(std::max<int64_t>(1, kNMBlockRows / problem.steps)),
         lanes_(nm_panel().lanes),
         element_(nm_wide_panel(w_.type) ? 4 : 2),
-        chunks_(w_, std::min<int64_t>(kPanelBytes / (2 * kPanelPairs * lanes_ * element_), 65536)) {}
+        panel_width_(2 * lanes_ * nm_panel().pairs[element_ == 4]),
+        chunks_(w_, std::min<int64_t>(kPanelBytes / (panel_width_ * element_), 65536)) {}
 
   void run() {
     const int64_t blocks = divide_up(positions_, block_positions_);
@@ -148,7 +149,7 @@ class Engine {
       for (int64_t i = b; i < e; ++i) prepare(windows, block(first_block + i), prepared_[i]);
     });
     const int64_t outputs = w_.outputs / p_.groups, first_output = group * outputs;
-    const int64_t width = kernel_ == nullptr ? 2 * kPanelPairs * lanes_ : kRangeOutputs;
+    const int64_t width = kernel_ == nullptr ? panel_width_ : kRangeOutputs;
     const int64_t ranges = divide_up(outputs, width);
     // Rows are shared out only where outputs alone do not occupy the threads: each share decodes its panel again.
     const int64_t threads = torch::stable::get_num_threads();
@@ -275,7 +276,7 @@ class Engine {
   const NMSink& sink_;
   const NMKernel* kernel_;  // null: the event path
   int64_t positions_, block_positions_;
-  int64_t lanes_, element_;
+  int64_t lanes_, element_, panel_width_;
   Chunks chunks_;
   Buffer storage_;
   std::vector<Prepared> prepared_;

@@ -1,6 +1,7 @@
 // Bodies of NMEventKernel: lists of spikes, sums of weight rows, scale and bias.
 
 #include "native/vectors.h"
+#include "nm_matmul/nm_panel_layout.h"
 #include "nm_matmul/nm_panels.h"
 
 #define SNN_CONCAT_(a, b) a##b
@@ -54,12 +55,34 @@ SNN_VECTOR_INLINE void add_row(const char* w, VectorF (&sum)[2 * kPairs]) {
     const VectorU x = load_unaligned<VectorU>(w + q * sizeof(VectorU));
     if constexpr (kWide) {
       sum[q] += (VectorF)x;
+#if defined(__AVX512BF16__)
+    } else if constexpr (kAddsPairs) {
+      const __m512i none = _mm512_setzero_si512();
+      sum[2 * q] += (VectorF)_mm512_unpacklo_epi16(none, (__m512i)x);
+      sum[2 * q + 1] += (VectorF)_mm512_unpackhi_epi16(none, (__m512i)x);
+#endif
     } else {
       sum[2 * q] += (VectorF)(x << 16);
       sum[2 * q + 1] += (VectorF)(x & 0xffff0000u);
     }
   }
 }
+
+#if defined(__AVX512BF16__)
+// Adds the rows at `first` and `second`, in this order: a dot product adds what is in the high half before what is in
+// the low one, rounding in between, so that sums have the bits of one addition after the other (but for subnormals).
+template <int kPairs>
+SNN_VECTOR_INLINE void add_two_rows(const char* first, const char* second, VectorF (&sum)[2 * kPairs]) {
+  const auto ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+#pragma GCC unroll 8
+  for (int q = 0; q < kPairs; ++q) {
+    const auto a = (__m512i)load_unaligned<VectorU>(first + q * sizeof(VectorU)),
+               b = (__m512i)load_unaligned<VectorU>(second + q * sizeof(VectorU));
+    sum[2 * q] = (VectorF)_mm512_dpbf16_ps((__m512)sum[2 * q], (__m512bh)_mm512_unpacklo_epi16(b, a), ones);
+    sum[2 * q + 1] = (VectorF)_mm512_dpbf16_ps((__m512)sum[2 * q + 1], (__m512bh)_mm512_unpackhi_epi16(b, a), ones);
+  }
+}
+#endif
 
 template <bool kWide, int kPairs>
 void run_pairs(const NMEventRows& r) {
@@ -72,7 +95,13 @@ void run_pairs(const NMEventRows& r) {
     VectorF sum[2 * kPairs];
 #pragma GCC unroll 8
     for (int q = 0; q < 2 * kPairs; ++q) sum[q] = r.accumulate ? load<VectorF>(y + q * kLanes) : VectorF{};
-    for (const uint16_t* k = r.spikes + range[0]; k != last; ++k) add_row<kWide, kPairs>(panel + *k * row_bytes, sum);
+    const uint16_t* k = r.spikes + range[0];
+#if defined(__AVX512BF16__)
+    if constexpr (!kWide) {
+      for (; last - k >= 2; k += 2) add_two_rows<kPairs>(panel + k[0] * row_bytes, panel + k[1] * row_bytes, sum);
+    }
+#endif
+    for (; k != last; ++k) add_row<kWide, kPairs>(panel + *k * row_bytes, sum);
 #pragma GCC unroll 8
     for (int q = 0; q < 2 * kPairs; ++q) store<false>(y + q * kLanes, sum[q]);
   }

@@ -1,6 +1,7 @@
 // Bodies of NMPanelKernel: tiles of weights are written out row by row, then transposed in registers.
 
 #include "nm_matmul/nm_expand.h"
+#include "nm_matmul/nm_panel_layout.h"
 #include "nm_matmul/nm_panels.h"
 
 #define SNN_CONCAT_(a, b) a##b
@@ -73,8 +74,8 @@ void decode_narrow(const NMWeight& w, int64_t first, int pairs, int64_t first_k,
       for (int i = 0; i < 2 * kLanes; ++i) expand<V>(w, first + 2 * kLanes * q + i, k, k + count, tile[i]);
       char* const out = panel + (k - first_k) * stride + q * sizeof(VectorU);
       transpose_tile(count, out, stride, [&](int i, int64_t j) __attribute__((always_inline)) {
-        const auto low = LaneTraits<VectorF>::widen(load_unaligned<VectorH>(tile[i] + j));
-        const auto high = LaneTraits<VectorF>::widen(load_unaligned<VectorH>(tile[i + kLanes] + j));
+        const auto low = LaneTraits<VectorF>::widen(load_unaligned<VectorH>(tile[low_output(i)] + j));
+        const auto high = LaneTraits<VectorF>::widen(load_unaligned<VectorH>(tile[high_output(i)] + j));
         return low | (high << 16);
       });
     }
@@ -122,6 +123,7 @@ void row_bits(const NMWeight& w, int64_t output, uint16_t* row) {
 
 }  // namespace
 
-extern const NMPanelKernel SNN_CONCAT(nm_panel_, SNN_ISA) = {kLanes, decode, row_float, row_bits};
+extern const NMPanelKernel SNN_CONCAT(nm_panel_, SNN_ISA) = {kLanes, {kNarrowPairs, kWidePairs}, decode, row_float,
+                                                        row_bits};
 
 }  // namespace snn_core

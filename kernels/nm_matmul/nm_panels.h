@@ -1,8 +1,7 @@
 // Row kernels of the event path: for each spike add a row of weights. Compiled once per instruction set.
 //
-// The weight is turned into panels: columns of up to `kPanelPairs` pairs of vectors of outputs, one row for each input.
-// A panel holds bfloat16 (exact for bfloat16, int8 and e4m3 weights), two outputs a 32-bit lane: lane i of pair q has
-// output 2 * lanes * q + i in its low half and output 2 * lanes * q + lanes + i in its high half. For float32 and
+// The weight is turned into panels: columns of some pairs of vectors of outputs, one row for each input. A panel holds
+// bfloat16 (exact for bfloat16, int8 and e4m3 weights), two outputs a 32-bit lane (nm_panel_layout.h). For float32 and
 // float16 weights it holds float32, outputs in their order.
 #pragma once
 
@@ -12,13 +11,12 @@
 
 namespace snn_core {
 
-constexpr int kPanelPairs = 4;
-
 inline bool nm_wide_panel(int type) { return type == kNMFloat32 || type == kNMFloat16; }
 
 // Decoding of weights, compressed or dense.
 struct NMPanelKernel {
   int lanes;  // outputs of a vector; a panel of p pairs has 2 * p * lanes outputs
+  int pairs[2];  // of a panel at most: bfloat16, float32
   // The weights of inputs first_k <= k < last_k and of `pairs` pairs of vectors of outputs from `first` on (those past
   // the last output are 0), in the panel's type.
   void (*decode)(const NMWeight& w, int64_t first, int pairs, int64_t first_k, int64_t last_k, void* panel);

@@ -74,6 +74,19 @@ def test_event_path(rows: int, k: int, outputs: int, dtype: torch.dtype, pattern
     assert_near(y.view(rows, outputs), finished(s @ dense.view(outputs, k).T, weight))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("rate", [0.02, 0.4])
+def test_event_path_adds_one_spike_after_the_other(dtype: torch.dtype, rate: float) -> None:
+    """To the last bit, so that neither chunks of inputs nor pairs of spikes show."""
+    weight, dense = make_weight((150, 1200, 1, 1), "2:4", dtype)
+    s = make_spikes(40, 1200, rate=rate)
+    y = OPS.nm_spikes(pack_spikes(s).view(40, 1, 1, -1), 1200, *weight[:5], None, None, *LINEAR, torch.float32, EVENT)
+    expected = torch.zeros(40, 150)
+    for k in range(1200):
+        expected += s[:, k, None] * dense[:, k, 0, 0]
+    assert torch.equal(y.view(40, 150), expected)
+
+
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16])
 def test_sums_are_rounded_once(out_dtype: torch.dtype) -> None:
     weight, _ = make_weight((50, 96, 1, 1), "2:4", torch.bfloat16)
