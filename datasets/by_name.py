@@ -19,7 +19,8 @@ def load(
     split: str = "train",
     *,
     T: int,
-    by: Literal["time", "count"] = "time",
+    by: Literal["time", "count", "window"] = "time",
+    time_window: int | None = None,
     cache_dir: PathLike | None = None,
     seed: int = 0,
     download: bool = False,
@@ -37,7 +38,7 @@ def load(
         name: one of :func:`list_datasets`.
         root: where the data set lies, or the folder around it; by default $SNN_DATA.
         split: "train", "test" or "all" (train, then test).
-        T, by, cache_dir, seed, limit, use_cache, quiet: as of :func:`load_frames`.
+        T, by, time_window, cache_dir, seed, limit, use_cache, quiet: as of :func:`load_frames`.
         download: let tonic download what is not found, where it can.
         options: ``split_name`` (where a data set has several published splits), and others of the data set's own.
 
@@ -50,6 +51,7 @@ def load(
         split,
         T=T,
         by=by,
+        time_window=time_window,
         cache_dir=cache_dir,
         seed=seed,
         limit=limit,

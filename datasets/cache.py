@@ -8,8 +8,8 @@ loading (see hdf5.py).
 
 from __future__ import annotations
 
+import json
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from snn_core.datasets.disk_frames import chunk_table
 from snn_core.datasets.hdf5 import read_hdf5, write_hdf5
-from snn_core.errors import DataError, StorageError
+from snn_core.datasets.part_file import discard_leftover
+from snn_core.errors import DataError
 
 FORMAT = "snn_core.frames"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Content = TypeVar("Content")
 
@@ -67,7 +68,10 @@ def open_cached(folder: Path, key: str) -> CachedChunks | None:
 
 def _guarded(read: Callable[[Path, str], Content], path: Path, key: str) -> Content | None:
     try:
-        return read(path, key)
+        content = read(path, key)
+        # What a build leaves that was killed after its last step.
+        discard_leftover(path)
+        return content
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -75,32 +79,20 @@ def _guarded(read: Callable[[Path, str], Content], path: Path, key: str) -> Cont
         return None
 
 
-def store_cached(folder: Path, key: str, entry: CachedFrames, description: str) -> bool:
-    """Write the frames atomically. When the disk refuses: a warning and False; an earlier file stays intact."""
-    samples = ((frames, 0) for frames in entry.frames)
-    try:
-        store_samples(
-            folder, key, samples, entry.labels, entry.ids, entry.frames.shape[1:], description, entry.saturated
-        )
-    except StorageError as error:
-        warnings.warn(f"frames are not cached, going on without: {error}", stacklevel=3)
-        return False
-    return True
+@dataclass
+class SetContent:
+    """What a cache file says beside its frames: ``facts`` (a few JSON values) are for people."""
+
+    labels: NDArray[np.int64]
+    ids: Sequence[str]
+    frame_shape: tuple[int, int, int, int]
+    facts: dict[str, Any]
 
 
-def store_samples(
-    folder: Path,
-    key: str,
-    samples: Iterable[tuple[NDArray[np.uint8], int]],
-    labels: NDArray[np.int64],
-    ids: Sequence[str],
-    frame_shape: Sequence[int],
-    description: str,
-    saturated: int = 0,
-) -> None:
-    """Write samples, (frames [T, 2, H, W], number of clipped cells) each, one after the other, atomically as a whole.
+def store_samples(folder: Path, key: str, samples: Iterable[bytes], content: SetContent, saturated: int) -> None:
+    """Write a cache file from its samples' zlib streams (of uint8 [T, P, H, W] each), atomically as a whole.
 
-    Only the compressed file is held in memory. ``saturated`` is added to the numbers of clipped cells.
+    One sample at a time is held in memory. ``saturated``: clipped cells of all of them.
 
     Raises:
         StorageError: the disk refuses; an earlier file stays intact.
@@ -109,20 +101,19 @@ def store_samples(
     def fill(file: Any) -> None:
         import h5py
 
-        shape = (len(labels), *frame_shape)
-        options = {"chunks": (1, *frame_shape), "compression": "gzip", "compression_opts": 1} if len(labels) else {}
+        shape = (len(content.labels), *content.frame_shape)
+        one = (1, *content.frame_shape)
+        options = {"chunks": one, "compression": "gzip", "compression_opts": 1} if len(content.labels) else {}
         frames = file.create_dataset("frames", shape, np.uint8, **options)
-        clipped = saturated
-        for index, (sample, cells) in enumerate(samples):
-            # What h5py would do, without a copy into a buffer of its own for every chunk.
-            frames.id.write_direct_chunk((index, 0, 0, 0, 0), zlib.compress(sample.tobytes(), 1))
-            clipped += cells
-        file["labels"] = labels.astype("<i8")
-        file.create_dataset("ids", data=[name.encode() for name in ids], dtype=h5py.string_dtype("utf-8"))
+        for index, stream in enumerate(samples):
+            frames.id.write_direct_chunk((index, 0, 0, 0, 0), stream)
+        file["labels"] = content.labels.astype("<i8")
+        file.create_dataset("ids", data=[name.encode() for name in content.ids], dtype=h5py.string_dtype("utf-8"))
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "content_key": key}
-        file.attrs.update({**attributes, "saturated": clipped, "description": description})
+        file.attrs.update({**attributes, "saturated": saturated, "facts": json.dumps(content.facts)})
 
-    write_hdf5(cache_file(folder, key), fill)
+    summary = {"format": FORMAT, "shape": [len(content.labels), *content.frame_shape], **content.facts}
+    write_hdf5(cache_file(folder, key), fill, summary=summary)
 
 
 def _read(path: Path, key: str) -> CachedFrames:

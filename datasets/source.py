@@ -38,7 +38,8 @@ class EventSource(Protocol):
         """SHA-256 (hex) that changes whenever the events of that split may change."""
 
     def read(self, recordings: Sequence[Recording]) -> Iterator[NDArray[np.void]]:
-        """Events (EVENT_DTYPE) of each recording, lazily, in the given order."""
+        """Events (EVENT_DTYPE) of each recording, lazily, in the given order, and the same whichever are asked for
+        together: an interrupted build asks for the rest."""
 
 
 def check_split(split: str) -> str:

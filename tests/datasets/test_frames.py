@@ -79,7 +79,11 @@ def test_saturation_is_reported(layout: Path) -> None:
         ({"T": 2.0}, r"T must be an integer of at least 1, got 2\.0"),
         ({"T": True}, "T must be an integer"),
         ({"T": 10**7}, "T must be at most 65536, got 10000000"),
-        ({"by": "window"}, "by must be one of time, count, got 'window'"),
+        ({"by": "number"}, "by must be one of time, count, window, got 'number'"),
+        ({"by": "window"}, "goes with by=.window. alone, got by='window' and time_window=None"),
+        ({"time_window": 1000}, "got by='time' and time_window=1000"),
+        ({"by": "window", "time_window": 0}, "time_window must be an integer from 1 to"),
+        ({"by": "window", "time_window": 1e3}, r"time_window must be .* got 1000\.0"),
         ({"split": "validation"}, "split must be one of train, test, all, got 'validation'"),
         ({"limit": 0}, "limit must be an integer of at least 1, got 0"),
         ({"limit": 1.5}, r"limit must be an integer of at least 1, got 1\.5"),
@@ -95,7 +99,7 @@ def test_frames_that_do_not_fit_in_memory_name_the_argument(layout: Path, monkey
     def refuse(*_: object, **__: object) -> None:
         raise MemoryError("Unable to allocate 2 TiB")
 
-    monkeypatch.setattr("snn_core.datasets.frames.np.empty", refuse)
+    monkeypatch.setattr("snn_core.datasets.build.np.empty", refuse)
     with pytest.raises(ArgumentError, match="T=5: frames of 9 recordings do not fit in memory: Unable"):
         load_frames(layout, "train", T=5, use_cache=False)
 
