@@ -10,6 +10,7 @@ from snn_core.datasets.event_dataset import EventDataset
 from snn_core.datasets.events import EVENT_DTYPE, make_events
 from snn_core.datasets.frame_dataset import FrameDataset
 from snn_core.datasets.frames import iterate_events, load_frames, open_frames
+from snn_core.datasets.loader import FrameLoader
 from snn_core.datasets.locate import open_source
 from snn_core.datasets.nmnist import NMNISTSource
 from snn_core.datasets.nmnist_format import decode_nmnist, encode_nmnist, read_nmnist, write_nmnist
@@ -32,6 +33,7 @@ __all__ = [
     "EventDataset",
     "EventFileInfo",
     "FrameDataset",
+    "FrameLoader",
     "NMNISTSource",
     "RegisteredDataset",
     "cache_root",

@@ -1,0 +1,315 @@
+"""Augmentations in the plane of the sensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from snn_core.datasets.augment.base import (
+    Augmentation,
+    Draw,
+    Events,
+    between,
+    check_pair,
+    check_range,
+    integers,
+    per_sample,
+    seeds,
+    uniform,
+)
+from snn_core.errors import ArgumentError
+
+
+@dataclass
+class Shift(Augmentation):
+    """Whole pixels in x and y, at most ``pixels`` each way; what leaves is lost, what enters is 0."""
+
+    pixels: int = 2
+
+    def __post_init__(self) -> None:
+        check_range("pixels", self.pixels, 0, 2**15)
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        offsets = torch.randint(0, 2 * self.pixels + 1, (count, 2), generator=generator)
+        return Draw(count, size, {"dy": self.pixels - offsets[:, 0], "dx": self.pixels - offsets[:, 1]})
+
+    def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        height, width = frames.shape[-2:]
+        reach = self.pixels
+        padded = functional.pad(frames, (reach,) * 4)
+        return _windows(padded, reach - draw.values["dx"], reach - draw.values["dy"], width, height)
+
+    def _events(self, events: Events, draw: Draw) -> Events:
+        x, y = events["x"].astype(np.int64) + draw.item("dx"), events["y"].astype(np.int64) + draw.item("dy")
+        return _inside(events, x, y, draw.size)
+
+
+@dataclass
+class Roll(Augmentation):
+    """Whole pixels in x and y, at most ``pixels`` each way; what leaves enters on the other side (NDA, see ``nda``)."""
+
+    pixels: int = 5
+
+    def __post_init__(self) -> None:
+        check_range("pixels", self.pixels, 0, 2**15)
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        dx, dy = (integers(generator, count, -self.pixels, self.pixels) for _ in range(2))
+        return Draw(count, size, {"dx": dx, "dy": dy})
+
+    def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        offsets = list(zip(draw.values["dy"].tolist(), draw.values["dx"].tolist(), strict=True))
+        if draw.count == 1:
+            return torch.roll(frames, offsets[0], (3, 4))
+        return torch.stack([torch.roll(frames[:, i], offset, (2, 3)) for i, offset in enumerate(offsets)], 1)
+
+    def _events(self, events: Events, draw: Draw) -> Events:
+        moved = events.copy()
+        width, height = draw.size
+        moved["x"] = (events["x"].astype(np.int64) + draw.item("dx")) % width
+        moved["y"] = (events["y"].astype(np.int64) + draw.item("dy")) % height
+        return moved
+
+
+@dataclass
+class Flip(Augmentation):
+    """The mirror image, with probability ``p``.
+
+    Only where the label survives it: not digits. Where the mirror image is of another class, ``classes`` says which:
+    class k becomes ``classes[k]`` (see :data:`snn_core.datasets.augment.GESTURE_MIRROR`).
+    """
+
+    p: float = 0.5
+    axis: Literal["x", "y"] = "x"
+    classes: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        check_range("p", self.p, 0, 1)
+        if self.axis not in ("x", "y"):
+            raise ArgumentError(f"axis must be 'x' or 'y', got {self.axis!r}")
+        check_classes(self.classes)
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        return Draw(count, size, {"on": torch.rand(count, generator=generator) < self.p})
+
+    def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        on = draw.values["on"]
+        if not bool(on.any()):
+            return frames
+        mirrored = frames.flip(4 if self.axis == "x" else 3)
+        return torch.where(per_sample(on, frames), mirrored, frames)
+
+    def _events(self, events: Events, draw: Draw) -> Events:
+        if not draw.item("on"):
+            return events
+        moved = events.copy()
+        moved[self.axis] = draw.size[0 if self.axis == "x" else 1] - 1 - events[self.axis]
+        return moved
+
+    def relabel(self, labels: Tensor, draw: Draw) -> Tensor:
+        return relabelled(labels, draw.values["on"], self.classes)
+
+
+@dataclass
+class Affine(Augmentation):
+    """Rotation, scale, shear and shift about the middle, each uniform within its limits.
+
+    Args:
+        degrees: of rotation, at most, either way.
+        scale: relative change of size, at most, either way.
+        pixels: of shift in x and y, at most, either way; not whole ones.
+        shear: degrees, at most, either way, along x.
+        interpolation: "bilinear" gives floating-point frames; "nearest" keeps counts what they are, and the dtype.
+
+    Events move to the pixel nearest to where the transform takes them. Frames pull every pixel from where it came
+    from, so the two agree but for rounding (a magnified event stays one event).
+    """
+
+    degrees: float = 10.0
+    scale: float = 0.12
+    pixels: float = 2.0
+    shear: float = 0.0
+    interpolation: Literal["bilinear", "nearest"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        check_range("degrees", self.degrees, 0, 180)
+        check_range("scale", self.scale, 0, 0.9)
+        check_range("shear", self.shear, 0, 80)
+        check_range("pixels", self.pixels, 0, 2**15)
+        if self.interpolation not in ("bilinear", "nearest"):
+            raise ArgumentError(f"interpolation must be 'bilinear' or 'nearest', got {self.interpolation!r}")
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        # theta is what takes output coordinates to input coordinates; both run from -1 to 1 over the frame.
+        width, height = size
+        angle = uniform(generator, count, math.radians(self.degrees))
+        scale = 1 + uniform(generator, count, self.scale)
+        cosine, sine = torch.cos(angle) / scale, torch.sin(angle) / scale
+        shift_x = uniform(generator, count, 2 * self.pixels / width)
+        shift_y = uniform(generator, count, 2 * self.pixels / height)
+        # On a sensor that is not square, x and y of -1 .. 1 have different lengths.
+        aspect = height / width
+        rows = torch.stack([cosine, -sine * aspect, shift_x, sine / aspect, cosine, shift_y], 1).view(count, 2, 3)
+        if self.shear:
+            lean = torch.tan(uniform(generator, count, math.radians(self.shear))) * aspect
+            rows[:, :, 1] += rows[:, :, 0] * lean.view(-1, 1)
+        return Draw(count, size, {"theta": rows})
+
+    def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        if self.interpolation == "nearest" and not frames.is_floating_point():
+            return _nearest(frames, draw.values["theta"])
+        steps, batch, channels, height, width = frames.shape
+        source = frames if frames.is_floating_point() else frames.float()
+        theta = draw.values["theta"].to(source.device, source.dtype).expand(batch, 2, 3)
+        images = source.transpose(0, 1).reshape(batch, steps * channels, height, width)
+        grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+        moved = functional.grid_sample(images, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False)
+        return moved.view(batch, steps, channels, height, width).transpose(0, 1)
+
+    def _events(self, events: Events, draw: Draw) -> Events:
+        width, height = draw.size
+        theta = draw.values["theta"][0].double().numpy()
+        forward = np.linalg.inv(theta[:, :2])
+        to_x = (2 * events["x"].astype(np.float64) + 1) / width - 1 - theta[0, 2]
+        to_y = (2 * events["y"].astype(np.float64) + 1) / height - 1 - theta[1, 2]
+        x = ((forward[0, 0] * to_x + forward[0, 1] * to_y + 1) * width - 1) / 2
+        y = ((forward[1, 0] * to_x + forward[1, 1] * to_y + 1) * height - 1) / 2
+        return _inside(events, np.rint(x).astype(np.int64), np.rint(y).astype(np.int64), draw.size)
+
+
+@dataclass
+class Crop(Augmentation):
+    """A window of ``width`` x ``height`` pixels at a random place; the result has its size."""
+
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        check_range("width", self.width, 1, 2**15)
+        check_range("height", self.height, 1, 2**15)
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        if self.width > size[0] or self.height > size[1]:
+            raise ArgumentError(f"Crop of {self.width} x {self.height}: the frames are {size[0]} x {size[1]}")
+        left = integers(generator, count, 0, size[0] - self.width)
+        top = integers(generator, count, 0, size[1] - self.height)
+        return Draw(count, size, {"left": left, "top": top})
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.width, self.height
+
+    def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        return _windows(frames, draw.values["left"], draw.values["top"], self.width, self.height)
+
+    def _events(self, events: Events, draw: Draw) -> Events:
+        x, y = events["x"].astype(np.int64) - draw.item("left"), events["y"].astype(np.int64) - draw.item("top")
+        return _inside(events, x, y, (self.width, self.height))
+
+
+@dataclass
+class DropArea(Augmentation):
+    """Events of a rectangle are dropped ("drop by area" of EventDrop, Gu et al. 2021; cutout for a fixed ``ratio``).
+
+    ``ratio``: its sides relative to the sensor's, uniform between the two. Its middle is anywhere on the sensor, and it
+    is cut off at the border.
+    """
+
+    ratio: tuple[float, float] = (0.05, 0.25)
+
+    def __post_init__(self) -> None:
+        check_pair("ratio", self.ratio, 0, 1)
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        ratio = between(generator, count, *self.ratio)
+        values = {}
+        for axis, side in zip("xy", size, strict=True):
+            middle = torch.rand(count, generator=generator) * side
+            values[f"{axis}0"] = (middle - ratio * side / 2).round().clamp(0, side).long()
+            values[f"{axis}1"] = (middle + ratio * side / 2).round().clamp(0, side).long()
+        return Draw(count, size, values)
+
+    def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        height, width = frames.shape[-2:]
+        x0, x1, y0, y1 = (draw.values[name].view(-1, 1, 1) for name in ("x0", "x1", "y0", "y1"))
+        x, y = torch.arange(width).view(1, 1, -1), torch.arange(height).view(1, -1, 1)
+        dropped = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+        return frames.masked_fill(dropped.view(1, -1, 1, height, width).to(frames.device), 0)
+
+    def _events(self, events: Events, draw: Draw) -> Events:
+        dropped = (events["x"] >= draw.item("x0")) & (events["x"] < draw.item("x1"))
+        dropped &= (events["y"] >= draw.item("y0")) & (events["y"] < draw.item("y1"))
+        return cast(Events, events[~dropped])
+
+
+@dataclass
+class SpatialJitter(Augmentation):
+    """Every event moved by a normal deviate of ``pixels`` in x and in y; those that leave are lost. Events only."""
+
+    pixels: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("pixels", self.pixels, 0, 2**15)
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        return Draw(count, size, {"seed": seeds(generator, count)})
+
+    def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        raise ArgumentError("SpatialJitter works on events, not on frames")
+
+    def _events(self, events: Events, draw: Draw) -> Events:
+        deviates = torch.randn(2, len(events), generator=torch.Generator().manual_seed(draw.item("seed"))).numpy()
+        steps = np.rint(deviates * self.pixels).astype(np.int64)
+        return _inside(events, events["x"] + steps[0], events["y"] + steps[1], draw.size)
+
+
+def check_classes(classes: Sequence[int] | None) -> None:
+    """Raise ArgumentError unless None or a permutation of 0 .. K - 1."""
+    if classes is not None and sorted(classes) != list(range(len(classes))):
+        raise ArgumentError(f"classes must be a permutation of 0 .. {len(classes) - 1}, got {list(classes)}")
+
+
+def relabelled(labels: Tensor, on: Tensor, classes: Sequence[int] | None) -> Tensor:
+    """classes[label] where on, else the label."""
+    if classes is None:
+        return labels
+    table = torch.as_tensor(classes, dtype=labels.dtype, device=labels.device)
+    if labels.numel() and int(labels.max()) >= len(table):
+        raise ArgumentError(f"classes has {len(table)} entries, a label is {int(labels.max())}")
+    return torch.where(on.to(labels.device), table[labels], labels)
+
+
+def _windows(frames: Tensor, left: Tensor, top: Tensor, width: int, height: int) -> Tensor:
+    """The window of every sample that begins at (left, top); [T, B, C, height, width]."""
+    corners = list(zip(left.tolist(), top.tolist(), strict=True))
+    if len(corners) == 1:
+        x, y = corners[0]
+        return frames[..., y : y + height, x : x + width].clone()
+    return torch.stack([frames[:, i, :, y : y + height, x : x + width] for i, (x, y) in enumerate(corners)], 1)
+
+
+def _inside(events: Events, x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> Events:
+    """The events at their new places, those off the sensor left out."""
+    inside = (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
+    kept = events[inside]
+    kept["x"], kept["y"] = x[inside], y[inside]
+    return kept
+
+
+def _nearest(frames: Tensor, theta: Tensor) -> Tensor:
+    """Integer frames pulled from the pixel nearest to where each came from; 0 from outside."""
+    height, width = frames.shape[-2:]
+    grid = functional.affine_grid(theta, [len(theta), 1, height, width], align_corners=False)
+    x = (((grid[..., 0] + 1) * width - 1) / 2).round().long()
+    y = (((grid[..., 1] + 1) * height - 1) / 2).round().long()
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    source = torch.where(inside, y * width + x, 0).flatten(1)  # [count, H * W]
+    index = source.to(frames.device).view(1, len(theta), 1, -1).expand(*frames.shape[:3], -1)
+    pulled = frames.flatten(3).gather(3, index).view(frames.shape)
+    return pulled.masked_fill(~inside.view(1, len(theta), 1, height, width).to(frames.device), 0)
