@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "frame_conv/frame_rows.h"
+#include "frame_conv/nonzero.h"
+#include "frame_conv/window_rows.h"
 #include "lif/blocks.h"
 #include "lif/options.h"
 #include "native/cpu_features.h"
@@ -30,7 +32,11 @@ constexpr int64_t kBandFloats = 16384;  // of currents of one step: a few steps 
 constexpr int64_t kTileSteps = 4;       // the LIF row kernels take so many steps at once
 constexpr int64_t kFewestTasks = 16;    // that threads share
 
+constexpr int64_t kWindowSteps = 16;        // of a band of windows at once
+constexpr int64_t kWindowBytes = 64 << 10;  // of its bits: they fit an L1 and L2 cache
+
 FrameKernel frame_rows() { SNN_PICK(frame_rows) }
+WindowKernel window_rows() { SNN_PICK(window_rows) }
 
 struct Window {
   int64_t kernel, stride, padding, dilation, in, out;
@@ -43,7 +49,7 @@ struct Window {
 
 struct Frames {
   const char* data;
-  const float* table;  // null: the value itself
+  const float* table;  // what a count stands for
   int64_t t_stride, s_stride, c_stride, y_stride, x_stride;
   bool counts;  // uint8, else float32
 };
@@ -75,13 +81,6 @@ struct Problem {
   int64_t row_floats() const { return columns.out * outputs; }
 };
 
-// The bytes of a word that are not zero, one bit each.
-inline uint64_t nonzero_bytes(uint64_t word) {
-  constexpr uint64_t low = 0x7f7f7f7f7f7f7f7f;
-  const uint64_t high_bits = (((word & low) + low) | word) & ~low;
-  return ((high_bits >> 7) * 0x0102040810204080) >> 56;
-}
-
 // The inputs of some rows of a frame that are not zero (NaN is not), row by row.
 struct InputList {
   std::vector<FrameInput> inputs;
@@ -110,30 +109,17 @@ struct InputList {
         const int64_t ix = start + __builtin_ctzll(mask);
         const T input = row[ix * p.x.x_stride];
         float value = static_cast<float>(input);
-        if constexpr (sizeof(T) == 1) value = p.x.table != nullptr ? p.x.table[input] : value;
+        if constexpr (sizeof(T) == 1) value = p.x.table[input];
         *next++ = {value, static_cast<int32_t>(ix), weight};
       }
     }
     return next;
   }
 
-  static uint64_t nonzero(const Problem& p, const float* row, int64_t count) {
-    uint64_t mask = 0;
-    for (int64_t i = 0; i < count; ++i) mask |= static_cast<uint64_t>(row[i * p.x.x_stride] != 0.0f) << i;
-    return mask;
-  }
-
-  static uint64_t nonzero(const Problem& p, const uint8_t* row, int64_t count) {
-    if (p.x.table != nullptr && p.x.table[0] != 0.0f) return ~uint64_t{0} >> (64 - count);
-    uint64_t mask = 0;
-    int64_t i = 0;
-    for (; p.x.x_stride == 1 && i + 8 <= count; i += 8) {
-      uint64_t word;
-      std::memcpy(&word, row + i, 8);
-      mask |= nonzero_bytes(word) << i;
-    }
-    for (; i < count; ++i) mask |= static_cast<uint64_t>(row[i * p.x.x_stride] != 0) << i;
-    return mask;
+  template <class T>
+  static uint64_t nonzero(const Problem& p, const T* row, int64_t count) {
+    const bool all = p.x.counts && p.x.table[0] != 0.0f;
+    return all ? ~uint64_t{0} >> (64 - count) : nonzero_inputs(row, p.x.x_stride, count);
   }
 };
 
@@ -190,6 +176,81 @@ struct Bands {
   }
 };
 
+// The same where a window is a word of bits: nothing but these bits is kept beside registers.
+struct WindowBands {
+  const Problem& problem;
+  const Options& o;
+  const float* bias;  // [O]
+  uint8_t* bits;      // [T, S, OH, OW, OB]
+  float* v;           // [S, OH, OW, O]
+  std::vector<float> weight{};    // [C, kh, kw, O]
+  std::vector<int64_t> offset{};  // of the inputs of a window
+  int64_t height = 1;             // of a band
+
+  void plan(int64_t wanted) {
+    const Problem& p = problem;
+    const int64_t places = p.rows.kernel * p.columns.kernel;
+    weight.resize(p.channels * places * p.outputs);
+    for (int64_t c = 0; c < p.channels; ++c) {
+      for (int64_t i = 0; i < places; ++i) {
+        std::copy_n(p.weight + (i * p.channels + c) * p.outputs, p.outputs,
+                    weight.data() + (c * places + i) * p.outputs);
+        offset.push_back(c * p.x.c_stride + i / p.columns.kernel * p.rows.dilation * p.x.y_stride +
+                         i % p.columns.kernel * p.x.x_stride);
+      }
+    }
+    const int64_t fit = kWindowBytes / (steps() * p.channels * task(0, 0).input_bytes()) - p.rows.kernel;
+    height = std::clamp<int64_t>((p.rows.out + wanted - 1) / wanted, 1, std::max<int64_t>(1, fit / p.rows.stride));
+  }
+
+  int64_t steps() const { return std::min(kWindowSteps, problem.steps); }
+  int64_t bands() const { return (problem.rows.out + height - 1) / height; }
+
+  struct Scratch {
+    std::vector<uint8_t> inputs;
+    std::vector<uint64_t> masks;
+  };
+  Scratch scratch() const {
+    const WindowTask one = task(0, 0);
+    return {std::vector<uint8_t>(steps() * problem.channels * one.input_rows() * one.input_bytes()),
+            std::vector<uint64_t>(steps() * one.mask_columns())};
+  }
+
+  WindowTask task(int64_t s, int64_t band) const {
+    const Problem& p = problem;
+    const int64_t element = p.x.counts ? 1 : 4, first = band * height, place = s * p.rows.out + first;
+    const int64_t bytes = p.row_floats() / 8;
+    return {p.x.data + s * p.x.s_stride * element, p.x.counts, p.x.table, p.x.t_stride, p.x.c_stride, p.x.y_stride,
+            p.x.x_stride, p.channels, p.rows.in, p.columns.in, p.rows.kernel, p.columns.kernel, p.rows.stride,
+            p.columns.stride, p.rows.padding, p.columns.padding, p.rows.dilation, first,
+            std::min(first + height, p.rows.out), p.columns.out, p.outputs, steps(), weight.data(), offset.data(), bias,
+            bits + place * bytes, p.samples * p.rows.out * bytes, v + place * p.row_floats(), nullptr, nullptr};
+  }
+
+  void run(int64_t s, int64_t band, Scratch& scratch) const {
+    WindowTask all = task(s, band);
+    all.inputs = scratch.inputs.data(), all.masks = scratch.masks.data();
+    const int64_t element = all.counts ? 1 : 4;
+    for (int64_t t = 0; t < problem.steps; t += kWindowSteps) {
+      WindowTask now = all;
+      now.steps = std::min(kWindowSteps, problem.steps - t);
+      now.x = static_cast<const char*>(all.x) + t * all.t_stride * element;
+      now.bits = all.bits + t * all.bits_stride;
+      window_rows()(now, o.p, o.variant);
+    }
+  }
+};
+
+template <class Work>
+void run_bands(const Work& work, int64_t bands, const Problem& problem, int64_t height) {
+  const int64_t work_of_band = problem.row_floats() * height * problem.steps;
+  const int64_t grain = std::max<int64_t>(1, kParallelGrain / work_of_band);
+  torch::stable::parallel_for(0, problem.samples * bands, grain, [&](int64_t begin, int64_t end) {
+    auto scratch = work.scratch();
+    for (int64_t index = begin; index < end; ++index) work.run(index / bands, index % bands, scratch);
+  });
+}
+
 void require_frames(bool fits, const char* message) {
   if (!fits) throw std::runtime_error(std::string("frame_conv_lif: ") + message);
 }
@@ -221,8 +282,13 @@ Problem make_problem(const Tensor& x, const OptionalTensor& table, const Tensor&
     require_frames(pair->size() == 2, "stride, padding and dilation must be pairs");
     require_frames(std::min((*pair)[0], (*pair)[1]) >= (pair == &padding ? 0 : 1), "stride, padding or dilation");
   }
+  static const std::vector<float> themselves = [] {
+    std::vector<float> counts(256);
+    for (int i = 0; i < 256; ++i) counts[i] = static_cast<float>(i);
+    return counts;
+  }();
   const Frames frames{static_cast<const char*>(x.data_ptr()),
-                      table.has_value() ? static_cast<const float*>(table->data_ptr()) : nullptr,
+                      table.has_value() ? static_cast<const float*>(table->data_ptr()) : themselves.data(),
                       x.stride(0), x.stride(1), x.stride(2), x.stride(3), x.stride(4),
                       x.scalar_type() == ScalarType::Byte};
   Problem problem{frames, Window(weight.size(0), stride, padding, dilation, 0, x.size(3)),
@@ -258,24 +324,26 @@ std::tuple<Tensor, Tensor> frame_conv_lif(Tensor x, OptionalTensor table, Tensor
   } else {
     std::fill_n(v, states, o.p.v_reset);
   }
-  std::vector<float> bias_row(n, 0.0f);
-  if (bias.has_value()) {
-    const auto* values = static_cast<const float*>(bias->data_ptr());
-    for (int64_t column = 0; column < columns; ++column) std::copy_n(values, outputs, &bias_row[column * outputs]);
+  std::vector<float> bias_of(outputs, 0.0f);
+  if (bias.has_value()) std::copy_n(static_cast<const float*>(bias->data_ptr()), outputs, bias_of.data());
+  auto* const out = static_cast<uint8_t*>(bits.data_ptr());
+  const int64_t fewest = kFewestTasks / problem.samples;  // enough of them for the threads to share
+  if (takes_windows(problem.channels, problem.rows.kernel, problem.columns.kernel, problem.columns.stride,
+                    problem.columns.dilation, outputs)) {
+    WindowBands work{problem, o, bias_of.data(), out, v};
+    work.plan(std::clamp<int64_t>(fewest, 1, rows));
+    run_bands(work, work.bands(), problem, work.height);
+    return {bits, v_last};
   }
+  std::vector<float> bias_row(n);
+  for (int64_t i = 0; i < n; i += outputs) std::copy_n(bias_of.data(), outputs, &bias_row[i]);
   const auto& variants = forward_table().bits[kFloat32];
   const Taps taps(problem.columns, 0, problem.columns.in, 0, columns, problem.channels * outputs, outputs);
-  // Small enough for the caches, and enough of them for the threads to share.
-  const int64_t wanted = std::max((rows * n + kBandFloats - 1) / kBandFloats, kFewestTasks / problem.samples);
+  const int64_t wanted = std::max((rows * n + kBandFloats - 1) / kBandFloats, fewest);  // small enough for the caches
   const int64_t height = (rows + std::clamp<int64_t>(wanted, 1, rows) - 1) / std::clamp<int64_t>(wanted, 1, rows);
-  const int64_t bands = (rows + height - 1) / height;
   const Bands work{problem, o, variants[o.variant.decay_input][o.variant.divide][o.variant.soft_reset], taps, bias_row,
-                   static_cast<uint8_t*>(bits.data_ptr()), v, height};
-  const int64_t grain = std::max<int64_t>(1, kParallelGrain / (n * height * problem.steps));
-  torch::stable::parallel_for(0, problem.samples * bands, grain, [&](int64_t begin, int64_t end) {
-    Bands::Scratch scratch = work.scratch();
-    for (int64_t index = begin; index < end; ++index) work.run(index / bands, index % bands, scratch);
-  });
+                   out, v, height};
+  run_bands(work, (rows + height - 1) / height, problem, height);
   return {bits, v_last};
 }
 

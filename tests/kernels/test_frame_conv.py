@@ -61,6 +61,35 @@ def test_equals_the_reference(form: str, outputs: int, geometry: dict[str, Any])
 
 @needs_cpp
 @pytest.mark.parametrize(
+    ("shape", "window", "geometry"),
+    [
+        ((3, 2, 2, 7, 150), (5, 5), {"stride": 2, "padding": 2}),  # rows of several words
+        ((19, 1, 1, 9, 70), (3, 7), {"padding": (1, 6), "stride": (1, 5)}),  # more steps than are taken at once
+        ((4, 2, 1, 23, 9), (2, 3), {"dilation": (4, 1), "padding": (3, 0), "stride": (3, 1)}),
+        ((3, 1, 7, 8, 9), (3, 3), {}),  # 63 inputs of a window
+        ((3, 1, 8, 8, 9), (3, 3), {}),  # 72
+        ((2, 1, 1, 6, 64), (4, 16), {"padding": (0, 15), "stride": (1, 8)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("outputs", [16, 48, 80])
+def test_windows_of_a_word_of_bits(
+    shape: tuple[int, ...], window: tuple[int, int], geometry: dict[str, Any], outputs: int
+) -> None:
+    x_seq = frames(*shape)
+    weight, bias = dyadic(outputs, shape[2], *window, seed=1), dyadic(outputs, seed=2)
+    table = dyadic(256, seed=3)
+    table[0] = 0
+    for options in (geometry, geometry | {"table": table}):
+        expected, v_expected = frame_conv2d_lif(x_seq, weight, bias, **options, v_threshold=0.5, backend="reference")
+        spikes, v_last = frame_conv2d_lif(x_seq, weight, bias, **options, v_threshold=0.5, backend="cpp")
+        assert 0.005 < expected.firing_rate < 0.9
+        assert torch.equal(spikes.bits, expected.bits)
+        assert torch.equal(v_last, v_expected)
+
+
+@needs_cpp
+@pytest.mark.parametrize(
     "neuron",
     [
         {"tau": float("inf"), "decay_input": False},
@@ -134,7 +163,7 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
     program = (
         "import hashlib, torch; from snn_core.kernels import frame_conv2d_lif\n"
         "torch.set_num_threads(1); g = torch.Generator().manual_seed(0); digest = hashlib.sha256()\n"
-        "for outputs in (5, 32, 40, 64):\n"
+        "for outputs in (5, 32, 40, 112):\n"
         "    x = torch.rand(5, 3, 2, 19, 17, generator=g); x *= x > 0.8\n"
         "    w = torch.randn(outputs, 2, 3, 3, generator=g)\n"
         "    s, v = frame_conv2d_lif(x, w, backend='cpp')\n"
