@@ -4,6 +4,7 @@ Real recordings: N-MNIST, from a folder or zip. Built in: ``digits-dvs``, *simul
 """
 
 from snn_core.datasets.by_name import load, load_events
+from snn_core.datasets.cache_files import CacheFile, clear_cache, list_cache, verify_cache
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.disk_frames import DiskFrameDataset
 from snn_core.datasets.event_dataset import EventDataset
@@ -28,6 +29,7 @@ from snn_core.files import cache_root
 
 __all__ = [
     "EVENT_DTYPE",
+    "CacheFile",
     "DatasetInfo",
     "DiskFrameDataset",
     "EventDataset",
@@ -37,6 +39,7 @@ __all__ = [
     "NMNISTSource",
     "RegisteredDataset",
     "cache_root",
+    "clear_cache",
     "data_root",
     "decode_nmnist",
     "encode_nmnist",
@@ -44,6 +47,7 @@ __all__ = [
     "info",
     "iterate_event_chunks",
     "iterate_events",
+    "list_cache",
     "list_datasets",
     "load",
     "load_events",
@@ -57,6 +61,7 @@ __all__ = [
     "register",
     "stratified_folds",
     "stratified_subset",
+    "verify_cache",
     "write_events",
     "write_nmnist",
 ]

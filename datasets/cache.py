@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +99,14 @@ def store_samples(folder: Path, key: str, samples: Iterable[bytes], content: Set
         StorageError: the disk refuses; an earlier file stays intact.
     """
 
+    shape = [len(content.labels), *content.frame_shape]
+
     def fill(file: Any) -> None:
         import h5py
 
-        shape = (len(content.labels), *content.frame_shape)
         one = (1, *content.frame_shape)
         options = {"chunks": one, "compression": "gzip", "compression_opts": 1} if len(content.labels) else {}
-        frames = file.create_dataset("frames", shape, np.uint8, **options)
+        frames = file.create_dataset("frames", tuple(shape), np.uint8, **options)
         for index, stream in enumerate(samples):
             frames.id.write_direct_chunk((index, 0, 0, 0, 0), stream)
         file["labels"] = content.labels.astype("<i8")
@@ -112,8 +114,37 @@ def store_samples(folder: Path, key: str, samples: Iterable[bytes], content: Set
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "content_key": key}
         file.attrs.update({**attributes, "saturated": saturated, "facts": json.dumps(content.facts)})
 
-    summary = {"format": FORMAT, "shape": [len(content.labels), *content.frame_shape], **content.facts}
+    summary = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "shape": [len(content.labels), *content.frame_shape],
+        **content.facts,
+    }
     write_hdf5(cache_file(folder, key), fill, summary=summary)
+
+
+def check_cache_file(path: Path, key: str) -> None:
+    """Read a cache file whole, whose content key begins with ``key``.
+
+    Raises:
+        DataError, KeyError, TypeError, ValueError, zlib.error: something is wrong with it. OSError: it cannot be read.
+    """
+    with read_hdf5(path) as file:
+        full_key = str(file.attrs["content_key"])
+        if not full_key.startswith(key):
+            raise DataError(f"it holds the frames of content key {full_key}")
+        _check(file, full_key)
+        frames = file["frames"]
+        if not len(frames) == len(file["labels"]) == len(file["ids"]):
+            raise DataError("frames, labels and ids differ in number")
+        chunks, expected = chunk_table(frames), int(np.prod(frames.shape[1:]))
+        if chunks is None:
+            raise DataError("its frames are not one zlib chunk a sample")
+    with open(path, "rb") as source:
+        for index, (offset, size) in enumerate(chunks.tolist()):
+            source.seek(offset)
+            if len(zlib.decompress(source.read(size))) != expected:
+                raise DataError(f"sample {index} has not {expected} bytes")
 
 
 def _read(path: Path, key: str) -> CachedFrames:

@@ -170,23 +170,47 @@ def discard_leftover(path: Path) -> bool:
 
     Also takes away temporary files beside it that a killed process left.
     """
-    part = path.with_suffix(SUFFIX)
+    try:
+        return remove_if_free(path.with_suffix(SUFFIX), beside=path)
+    except OSError:
+        return False
+
+
+def remove_if_free(part: Path, *, beside: Path | None = None) -> bool:
+    """Remove a part file unless somebody holds it, and first what a killed process left ``beside`` its cache file.
+
+    Raises:
+        OSError: it cannot be opened or removed, or the file system has no locks.
+    """
     try:
         descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
-    except OSError:
-        return False
     try:
         if not _lock(descriptor, wait=False) or not _still_named(descriptor, part):
             return False
-        _remove_temporaries(path)
+        if beside is not None:
+            _remove_temporaries(beside)
         part.unlink()
-    except OSError:
-        return False
     finally:
         os.close(descriptor)
     return True
+
+
+def is_held(part: Path) -> bool | None:
+    """Whether somebody holds that part file; None where that cannot be told."""
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        return not _lock(descriptor, wait=False)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ def _root(
 
 
 def _register() -> None:
+    from snn_core.cli.data import app as data
     from snn_core.cli.demo import demo
     from snn_core.cli.distill import distill
     from snn_core.cli.doctor import doctor
@@ -47,6 +48,7 @@ def _register() -> None:
 
     for command in (train, prune, distill, evaluate, doctor, demo):
         app.command()(command)
+    app.add_typer(data)
     app.add_typer(events)
 
 
