@@ -43,6 +43,7 @@ class FrameLoader:
         drop_last: leave out a last batch that is smaller.
         prefetch: batches that are made ahead; 0 makes each when it is asked for, without a thread.
         threads: that make them. One is enough where a batch is made faster than it is used.
+        device: of the batches. They are moved as they are stored, and augmented there.
 
     Raises:
         ArgumentError: a number out of range, or a policy of no such name. In the iteration: what the augmentation
@@ -63,6 +64,7 @@ class FrameLoader:
         drop_last: bool = False,
         prefetch: int = 2,
         threads: int = 1,
+        device: str | torch.device = "cpu",
     ) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0), ("threads", threads, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -77,6 +79,7 @@ class FrameLoader:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self.threads = threads
+        self.device = torch.device(device)
         self.seed = _seed(generator)
         self.epoch = 0
         self._position = 0
@@ -105,7 +108,7 @@ class FrameLoader:
             raise ArgumentError(f"step must lie in 0..{len(self) - 1}, got {step}")
         order = self.order(epoch) if order is None else order
         frames, labels = _fetch(self.dataset, order[step * self.batch_size : (step + 1) * self.batch_size])
-        frames = frames.transpose(0, 1)
+        frames, labels = frames.to(self.device).transpose(0, 1), labels.to(self.device)
         size = (frames.shape[4], frames.shape[3])
         if self.augment is not None:
             generator = make_generator(self.seed, "augment", epoch, step)
@@ -160,12 +163,18 @@ class FrameLoader:
             start_threads(self._pool, self.threads)
         return self._pool
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch (from 0)."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ArgumentError(f"epoch must be an integer of at least 0, got {epoch!r}")
-        self.epoch, self._position = epoch, 0
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """Go to a batch of an epoch, both counted from 0. ArgumentError for negative ones."""
+        for name, value in (("epoch", epoch), ("step", step)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ArgumentError(f"{name} must be an integer of at least 0, got {value!r}")
+        self.epoch, self._position = epoch, step
         self._iteration += 1
+
+    def endless(self) -> Iterator[Batch]:
+        """The batches of this epoch and of all that follow."""
+        while len(self):
+            yield from self
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is, and what it depends on: numbers and strings, fit for JSON."""

@@ -26,6 +26,8 @@ class TrainConfig(BaseModel):
         0.5, ge=0, le=1, description="weight of the loss of every step (TET) against that of the time-averaged logits"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy")
-    augment: Literal["affine", "shift", "none"] = Field("affine", description="per sample, the same over time")
+    augment: Literal[
+        "affine", "shift", "none", "nmnist", "dvs-gesture", "dvs-gesture-mirror", "cifar10-dvs", "event-drop"
+    ] = Field("affine", description="a policy of snn_core.datasets.augment, drawn per sample")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast mixed precision")
     seed: int = Field(0, ge=0, description="of initialisation, order, augmentation and dropout")

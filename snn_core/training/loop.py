@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from snn_core.errors import CheckpointError, InterruptedRunError, NonFiniteError
 from snn_core.interrupt import deferred_interrupt
 from snn_core.progress import progress
-from snn_core.seeding import make_generator, seeded
-from snn_core.training.augment import augment_batch
+from snn_core.seeding import seeded
 from snn_core.training.checkpoint import (
     MODEL_PREFIX,
     check_format,
@@ -37,7 +36,7 @@ from snn_core.training.hooks import TrainingHook
 from snn_core.training.losses import classification_loss
 
 if TYPE_CHECKING:
-    from snn_core.datasets import FrameDataset
+    from snn_core.datasets import DiskFrameDataset, FrameDataset
 
 STATE_FORMAT, STATE_VERSION = "snn_core.training_state", "1"
 STATE_FILE = "training_state.safetensors"
@@ -76,8 +75,8 @@ class _Run:
     """One training run: its position, and how that is saved and taken up again."""
 
     def __init__(
-        self, model: nn.Module, train_set: FrameDataset, config: TrainConfig, hooks: Sequence[TrainingHook],
-        output: Path | None,
+        self, model: nn.Module, train_set: FrameDataset | DiskFrameDataset, config: TrainConfig,
+        hooks: Sequence[TrainingHook], output: Path | None,
     ) -> None:  # fmt: skip
         self.model, self.train_set, self.config, self.hooks = model, train_set, config, hooks
         self.output = output
@@ -99,13 +98,20 @@ class _Run:
         for hook in hooks:
             hook.begin(model, self.optimizer, self.total_steps)
 
-    def train_step(self, order: Tensor, device: torch.device) -> None:
+    def batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those that follow the run's position."""
+        from snn_core.datasets import FrameLoader
+
+        config = self.config
+        loader = FrameLoader(
+            self.train_set, config.batch_size, generator=config.seed, augment=config.augment, device=device
+        )
+        loader.set_epoch(*divmod(self.position, self.steps_per_epoch))
+        return loader.endless()
+
+    def train_step(self, frames: Tensor, labels: Tensor) -> None:
         epoch, step = divmod(self.position, self.steps_per_epoch)
         config = self.config
-        indices = order[step * config.batch_size : (step + 1) * config.batch_size]
-        frames = self.train_set.frames[indices].transpose(0, 1).to(device).float()
-        labels = self.train_set.labels[indices].to(device)
-        frames = augment_batch(frames, config.augment, make_generator(config.seed, "augment", epoch, step))
         rate = config.learning_rate * learning_rate_factor((self.position + 1) / self.total_steps, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -113,7 +119,7 @@ class _Run:
         use_bfloat16 = config.precision == "bfloat16"
         with (
             seeded(config.seed, "dropout", epoch, step),
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16),
+            torch.autocast(frames.device.type, dtype=torch.bfloat16, enabled=use_bfloat16),
         ):
             logits = self.model.forward_steps(frames)  # type: ignore[operator]
         loss = classification_loss(logits, labels, tet_weight=config.tet_weight, label_smoothing=config.label_smoothing)
@@ -127,7 +133,7 @@ class _Run:
         self.optimizer.step()
         for hook in self.hooks:
             hook.step()
-        self.loss_sum += value * len(indices)
+        self.loss_sum += value * len(labels)
         self.correct += int((logits.mean(0).argmax(1) == labels).sum())
         self.position += 1
 
@@ -211,10 +217,10 @@ class _Run:
 
 def train_classifier(
     model: nn.Module,
-    train_set: FrameDataset,
+    train_set: FrameDataset | DiskFrameDataset,
     config: TrainConfig,
     *,
-    val_set: FrameDataset | None = None,
+    val_set: FrameDataset | DiskFrameDataset | None = None,
     hooks: Sequence[TrainingHook] = (),
     output: Path | None = None,
     resume: bool = False,
@@ -226,7 +232,7 @@ def train_classifier(
 
     Args:
         model: a network with ``forward_steps(x_seq [T, B, C, H, W]) -> [T, B, K]``.
-        train_set: frames and labels.
+        train_set: frames and labels, in memory or on disk; batches are made in a thread while the network works.
         config: settings; the same config, data and initial model give the same result, interrupted or not.
         val_set: its accuracy is recorded after the last epoch as ``val_accuracy`` (nothing is selected by it).
         hooks: pruners and the like.
@@ -253,15 +259,13 @@ def train_classifier(
         started = time.perf_counter()
         bar = progress(range(run.position, run.total_steps), description=name, total=run.total_steps, quiet=quiet)
         bar.update(run.position)
-        order = torch.empty(0)
+        batches = run.batches(device)
         for position in bar:
-            epoch, step = divmod(position, run.steps_per_epoch)
-            if step == 0 or not len(order):
-                order = torch.randperm(len(train_set), generator=make_generator(config.seed, "order", epoch))
-            run.train_step(order, device)
-            if step + 1 == run.steps_per_epoch:
+            run.train_step(*next(batches))
+            end_of_epoch = (position + 1) % run.steps_per_epoch == 0
+            if end_of_epoch:
                 bar.set_postfix(**{key: f"{value:.3f}" for key, value in run.end_epoch().items()})
-            if step + 1 == run.steps_per_epoch or interrupted:
+            if end_of_epoch or interrupted:
                 now = time.perf_counter()
                 run.result.seconds += now - started
                 started = now
