@@ -12,8 +12,10 @@ import functools
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -182,6 +184,33 @@ def wanted_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> str:
         source = f"environment variable {BACKEND_VARIABLE}" if backend == "auto" else "backend"
         raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(known)}")
     return wanted
+
+
+#: Asked for in every call, so as they lie in the environment: os.environ encodes, decodes, and raises an exception
+#: inside for what is not set, which takes 1 us each.
+SETTINGS = ("SNN_BACKEND", "SNN_DISPATCH", "SNN_KEEP_DENSE")
+_ENVIRONMENT: Any = getattr(os.environ, "_data", os.environ)
+_NAMES = (
+    tuple(getattr(os.environ, "encodekey", str)(name) for name in SETTINGS)
+    if _ENVIRONMENT is not os.environ
+    else SETTINGS
+)
+
+
+def settings() -> tuple[Any, ...]:
+    """Of the environment variables ``SETTINGS``: equal as long as these are."""
+    get = _ENVIRONMENT.get
+    return tuple([get(name) for name in _NAMES])
+
+
+@functools.cache
+def spike_counter() -> Callable[[int, int], int] | None:
+    """The native count of set bits, of an address and a number of bytes; None without the CPU library."""
+    if not cpu_library().available:
+        return None
+    count = ctypes.CDLL(str(LIBRARY_PATH)).snn_core_count_spikes
+    count.restype, count.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64)
+    return cast("Callable[[int, int], int]", count)
 
 
 def resolve_backend(

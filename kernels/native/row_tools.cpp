@@ -74,6 +74,20 @@ void unpack(const uint8_t* source, void* target, int64_t n) {
   for (; i < n; ++i) store_spikes<false, float>(to + i, (source[i / 8] >> (i % 8) & 1) != 0);
 }
 
+// Without the instruction (in the baseline) this is a function call a word.
+int64_t count(const uint8_t* bits, int64_t bytes) {
+  int64_t sums[4] = {0, 0, 0, 0}, i = 0;
+  for (; i + 32 <= bytes; i += 32) {
+    for (int k = 0; k < 4; ++k) {
+      uint64_t word;
+      __builtin_memcpy(&word, bits + i + 8 * k, 8);
+      sums[k] += __builtin_popcountll(word);
+    }
+  }
+  for (; i < bytes; ++i) sums[0] += __builtin_popcount(bits[i]);
+  return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
 #define SNN_STORAGES(kernel) \
   { kernel<float>, kernel<Bf16>, kernel<Fp16> }
 
@@ -81,6 +95,6 @@ void unpack(const uint8_t* source, void* target, int64_t n) {
 
 extern const RowTools SNN_CONCAT(row_tools_, SNN_ISA) = {SNN_STORAGES(to_float), SNN_STORAGES(from_float),
                                                          SNN_STORAGES(add), stream,
-                                                         SNN_STORAGES(pack), SNN_STORAGES(unpack)};
+                                                         SNN_STORAGES(pack), SNN_STORAGES(unpack), count};
 
 }  // namespace snn_core

@@ -17,6 +17,7 @@ struct RowTools {
   // Spikes to bits, bits to spikes: `n` spikes, ceil(n / 8) bytes.
   void (*pack[kStorageCount])(const void* source, uint8_t* target, int64_t n);
   void (*unpack[kStorageCount])(const uint8_t* source, void* target, int64_t n);
+  int64_t (*count)(const uint8_t* bits, int64_t bytes);  // of set bits
 };
 
 extern const RowTools row_tools_baseline;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
@@ -45,6 +46,15 @@ class CompressedNM:
     shape: tuple[int, ...]
     pattern: NMPattern
     scale: torch.Tensor | None = None
+
+    #: What the products with this weight found out about it: see ``nm_matmul/plans.py``. Not a part of the weight.
+    plans: ClassVar[dict[Any, Any] | None] = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "plans"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))

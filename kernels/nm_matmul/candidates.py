@@ -26,8 +26,9 @@ from snn_core.kernels.native import (
 )
 from snn_core.kernels.nm_compress.compressed import CompressedNM
 from snn_core.kernels.nm_matmul import reference
-from snn_core.kernels.nm_matmul.dispatch import Candidate, choose, log_class, remembered
+from snn_core.kernels.nm_matmul.dispatch import Candidate, choose, remembered
 from snn_core.kernels.nm_matmul.operands import OUT_DTYPES, Pair, Weight
+from snn_core.kernels.nm_matmul.plans import rate_class
 from snn_core.kernels.nm_matmul.schema import CPU_PATHS, CUDA_PATHS, output_size
 from snn_core.kernels.nm_matmul.torch_sparse import drop_dense, kept_dense
 from snn_core.kernels.spike_pack.packed import PackedSpikes
@@ -38,10 +39,6 @@ KEEP_VARIABLE = "SNN_KEEP_DENSE"
 MORE_BACKENDS = ("dense", "torch")
 #: Rows up to which reading a compressed weight once for all of them is worth a kernel of its own.
 FEW_ROWS = 64
-#: Firing rates below are one class.
-MIN_RATE = 1 / 1024
-#: Bytes of spikes from which on the firing rate is asked for.
-COUNTED_BYTES = 8192
 _LINEAR = ((1, 1), (0, 0), (1, 1), 1)
 
 
@@ -306,10 +303,8 @@ def _key(problem: Problem, wanted: str) -> tuple[Any, ...]:
     """What a measurement holds for."""
     x, weight = problem.x, problem.weight
     if isinstance(x, PackedSpikes):
-        # Tensor cores do not care for the rate, and asking for it would wait for the device; for a few spikes counting
-        # takes longer than the product.
-        asks = problem.device.type == "cpu" and x.bits.numel() >= COUNTED_BYTES
-        form = f"spikes 2^{log_class(max(x.firing_rate, MIN_RATE))}" if asks else "spikes"
+        rate = rate_class(x)
+        form = "spikes" if rate is None else f"spikes 2^{rate}"
     else:
         form = str(x.dtype)
     size = tuple(x.shape[-2:]) if problem.convolution is not None else ()

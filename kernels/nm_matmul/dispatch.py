@@ -116,6 +116,12 @@ def choose(key: tuple[Any, ...], candidates: Sequence[Candidate], default: str) 
     return _measured(place, candidates, default)
 
 
+def is_final(why: str) -> bool:
+    """Whether the same key leads to the same choice again, as long as settings stay and nothing is forgotten: not where
+    only this call could not measure."""
+    return why != "heuristic" or _mode() != MODES[0] or torch.are_deterministic_algorithms_enabled()
+
+
 def remembered(key: tuple[Any, ...], names: tuple[str, ...]) -> Choice | None:
     """What :func:`choose` would answer from memory for candidates of these names; None where it has to look further."""
     if _mode() == "off" or torch.are_deterministic_algorithms_enabled():
@@ -131,7 +137,9 @@ def dispatch_file() -> Path:
 
 def forget() -> None:
     """Forget what is in memory and what was read from files; the files stay."""
+    global generation
     with _LOCK:
+        generation += 1
         _MEMORY.clear()
         _FILES.clear()
 
@@ -142,6 +150,9 @@ def log_class(value: float, per_octave: int = 1) -> int:
         return -(2**15)
     return math.floor(math.log2(value) * per_octave)
 
+
+#: Grows whenever choices are forgotten, so that whoever keeps one knows.
+generation = 0
 
 _LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):  # not on Windows; a child must not wait for a thread that it does not have

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "native/cpu_features.h"
+#include "native/row_view.h"
 
 namespace snn_core {
 
@@ -293,15 +294,10 @@ double nm_firing_rate(const SpikeWindows& windows) {
   int64_t spikes = 0;
   for (int64_t b = 0; b < windows.batch; ++b) {
     for (int64_t h = 0; h < windows.height; ++h) {
-      for (int64_t w = 0; w < windows.width; ++w) {
-        const uint8_t* const pixel = windows.bits + b * windows.stride_b + h * windows.stride_h + w * windows.stride_w;
-        int64_t i = 0;
-        for (; i + 8 <= windows.bytes; i += 8) {
-          uint64_t word;
-          std::memcpy(&word, pixel + i, 8);
-          spikes += __builtin_popcountll(word);
-        }
-        for (; i < windows.bytes; ++i) spikes += __builtin_popcount(pixel[i]);
+      const uint8_t* const row = windows.bits + b * windows.stride_b + h * windows.stride_h;
+      const bool run = windows.stride_w == windows.bytes;
+      for (int64_t w = 0; w < (run ? 1 : windows.width); ++w) {
+        spikes += row_tools().count(row + w * windows.stride_w, run ? windows.width * windows.bytes : windows.bytes);
       }
     }
   }

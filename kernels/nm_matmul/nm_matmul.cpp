@@ -33,6 +33,19 @@ struct SpikeArguments {
   int64_t groups, path;
 
   NMProblem problem(int64_t steps) const {
+    const std::vector<int64_t> kernel = check();
+    return solved(SpikeWindows(bits, channels, kernel, stride, padding, dilation), steps);
+  }
+
+  // Of contiguous bits of any number of dimensions.
+  NMProblem folded_problem(bool image, int64_t steps) const {
+    const std::vector<int64_t> kernel = check();
+    return solved(SpikeWindows(bits, image, channels, kernel, stride, padding, dilation), steps);
+  }
+
+ private:
+  // Returns the size of the window.
+  std::vector<int64_t> check() const {
     require_nm(weight_shape.size() == 4 && *std::min_element(weight_shape.begin(), weight_shape.end()) >= 0 &&
                    weight_shape[2] >= 1 && weight_shape[3] >= 1,
                "weight_shape must be [O, C / groups, kh, kw]");
@@ -42,8 +55,13 @@ struct SpikeArguments {
     require_nm(groups == 1 || segment % 8 == 0,
                "groups: channels of a group must be a multiple of 8 (not implemented)");
     require_nm(path >= kNMAutomatic && path <= kNMKept, "path is not there");
+    return {weight_shape[2], weight_shape[3]};
+  }
+
+  NMProblem solved(const SpikeWindows& windows, int64_t steps) const {
+    const int64_t outputs = weight_shape[0], segment = weight_shape[1];
     NMProblem problem{make_weight(values, indices, n, m, outputs, weight_shape[2] * weight_shape[3], segment),
-                      SpikeWindows(bits, channels, {weight_shape[2], weight_shape[3]}, stride, padding, dilation),
+                      windows,
                       groups,
                       steps,
                       output_vector(scale, outputs, "scale"),
@@ -163,6 +181,39 @@ Tensor nm_spikes(Tensor bits, int64_t channels, Tensor values, MaybeTensor indic
   return y;
 }
 
+// nm_spikes as a layer calls it, with little around it: `form` is [n, m, O, C / groups, kh, kw, stride, padding,
+// dilation (two each), groups]; bits are contiguous, [..., H, W, bytes] or [..., bytes], and the result has their
+// leading dimensions: [..., O, OH, OW] (channels-last in memory), or [..., O].
+Tensor nm_product(Tensor bits, Tensor values, MaybeTensor indices, MaybeTensor scale, MaybeTensor bias,
+                  std::vector<int64_t> form, bool image, ScalarType out_dtype, int64_t path) {
+  storage_of_dtype(out_dtype, "out_dtype");
+  require_nm(form.size() == 13, "form must hold 13 integers");
+  const auto part = [&](int first, int count) { return std::vector<int64_t>(&form[first], &form[first] + count); };
+  int64_t channels = 0;
+  require_nm(!__builtin_mul_overflow(form[3], form[12], &channels), "form: there are too many channels");
+  const SpikeArguments arguments{bits, channels, values, indices, form[0], form[1], part(2, 4), scale, bias,
+                                 part(6, 2), part(8, 2), part(10, 2), form[12], path};
+  const NMProblem problem = arguments.folded_problem(image, 1);
+  const SpikeWindows& windows = problem.windows;
+  const int64_t outputs = form[2], lead = bits.dim() - (image ? 3 : 1);
+  std::vector<int64_t> size, stride;
+  for (int64_t d = 0; d < lead; ++d) size.push_back(bits.size(d));
+  size.push_back(outputs);
+  if (image) size.push_back(windows.out_h), size.push_back(windows.out_w);
+  stride.assign(size.size(), 1);
+  int64_t step = std::max<int64_t>(1, outputs);  // elements of what lies inside dimension d
+  if (image) {
+    stride[lead + 2] = step, step *= std::max<int64_t>(1, windows.out_w);
+    stride[lead + 1] = step, step *= std::max<int64_t>(1, windows.out_h);
+  }
+  for (int64_t d = lead; d-- > 0; step *= std::max<int64_t>(1, size[d])) stride[d] = step;
+  Tensor y = empty_strided(bits, size, stride, out_dtype);
+  if (windows.rows() == 0 || outputs == 0) return y;
+  advise_huge_pages(y);
+  nm_run(problem, StoreSink(y, outputs));
+  return y;
+}
+
 std::tuple<Tensor, Tensor> nm_spikes_lif(
     Tensor bits, int64_t channels, Tensor values, MaybeTensor indices, int64_t n, int64_t m,
     std::vector<int64_t> weight_shape, MaybeTensor scale, MaybeTensor bias, std::vector<int64_t> stride,
@@ -197,6 +248,7 @@ std::tuple<Tensor, Tensor> nm_spikes_lif(
 
 STABLE_TORCH_LIBRARY_IMPL(snn_core, CPU, m) {
   m.impl("nm_spikes", TORCH_BOX(&nm_spikes));
+  m.impl("nm_product", TORCH_BOX(&nm_product));
   m.impl("nm_spikes_lif", TORCH_BOX(&nm_spikes_lif));
 }
 

@@ -12,7 +12,7 @@ from snn_core.errors import ArgumentError, BackendUnavailableError
 from snn_core.kernels.lif import lif
 from snn_core.kernels.native import BACKENDS, wanted_backend
 from snn_core.kernels.nm_compress.compressed import CompressedNM
-from snn_core.kernels.nm_matmul import reference
+from snn_core.kernels.nm_matmul import plans, reference
 from snn_core.kernels.nm_matmul.candidates import MORE_BACKENDS, Explanation, Problem, solve
 from snn_core.kernels.nm_matmul.operands import (
     Pair,
@@ -85,6 +85,10 @@ def nm_matmul(
         ArgumentError: an argument of another type, shape, dtype or device than allowed.
         BackendUnavailableError: the backend asked for cannot run here or on these arguments.
     """
+    if not explain and not torch.compiler.is_compiling():
+        planned = plans.run(x, weight, bias, None, out_dtype, backend)
+        if planned is not None:
+            return planned
     operand = check_weight(weight, bias, dims=2)
     x = check_input(x, operand)
     dtype = check_out_dtype(out_dtype, x)
@@ -92,8 +96,8 @@ def nm_matmul(
         _check_differentiable(backend)
         y = _dense_product(x, operand, None, out_dtype)
         return (y, Explanation("dense", "gradient or autocast", {})) if explain else y
-    problem = Problem(x, operand, dtype)
-    y, explanation = solve(problem, backend)
+    y, explanation = solve(Problem(x, operand, dtype), backend)
+    plans.remember(x, operand, None, None, dtype, backend, explanation)
     return (y, explanation) if explain else y
 
 
@@ -128,6 +132,11 @@ def nm_conv2d(
     Raises:
         ArgumentError, BackendUnavailableError: as :func:`nm_matmul`.
     """
+    given = (stride, padding, dilation, groups)
+    if not explain and not torch.compiler.is_compiling():
+        planned = plans.run(x, weight, bias, given, out_dtype, backend)
+        if planned is not None:
+            return planned
     x, operand, convolution = _checked_convolution(x, weight, bias, stride, padding, dilation, groups)
     dtype = check_out_dtype(out_dtype, x)
     if _needs_gradient(x, operand) or _autocasts(x):
@@ -135,6 +144,7 @@ def nm_conv2d(
         y = _dense_product(x, operand, convolution, out_dtype)
         return (y, Explanation("dense", "gradient or autocast", {})) if explain else y
     y, explanation = solve(Problem(x, operand, dtype, convolution), backend)
+    plans.remember(x, operand, given, convolution, dtype, backend, explanation)
     return (y, explanation) if explain else y
 
 

@@ -2,6 +2,7 @@
 
 ====================  ===================================================================================
 ``nm_spikes``         bit-packed spikes x weight, as a convolution over channels-last images (Linear: 1 x 1)
+``nm_product``        ``nm_spikes`` as a layer calls it (CPU): few arguments, and the shapes of the layer
 ``nm_spikes_lif``     the same, then LIF over the time steps in the batch; pre-activations are never stored
 ``nm_dense``          dense activations x compressed weight, one matrix product
 ``nm_decompress``     compressed -> dense; differentiable in the values
@@ -56,6 +57,17 @@ def _spikes_fake(bits: Tensor, *arguments: Any) -> Tensor:
     return bits.new_empty(_spikes_size(bits, arguments), dtype=arguments[12])
 
 
+def _product_fake(
+    bits: Tensor, values: Tensor, indices: Any, scale: Any, bias: Any, form: Sequence[int], image: bool,
+    out_dtype: torch.dtype, path: int,
+) -> Tensor:  # fmt: skip
+    lead = list(bits.shape[: -3 if image else -1])
+    if not image:
+        return bits.new_empty([*lead, form[2]], dtype=out_dtype)
+    windows = output_size(bits.shape[-3:-1], form[4:6], form[6:8], form[8:10], form[10:12])
+    return bits.new_empty([*lead, *windows, form[2]], dtype=out_dtype).movedim(-1, -3)
+
+
 def _spikes_lif_fake(bits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     size = _spikes_size(bits, arguments)
     steps, packed, out_dtype = arguments[12], arguments[18], arguments[19]
@@ -86,6 +98,11 @@ def _compress_fake(dense: Tensor, mask: Tensor | None, n: int, m: int) -> tuple[
 _OPERATORS = (
     (f"nm_spikes(Tensor bits, int channels, {WEIGHT}, {CONV}, ScalarType out_dtype, int path) -> Tensor", _spikes_fake),
     (
+        "nm_product(Tensor bits, Tensor values, Tensor? indices, Tensor? scale, Tensor? bias, int[] form, bool image,"
+        " ScalarType out_dtype, int path) -> Tensor",
+        _product_fake,
+    ),
+    (
         f"nm_spikes_lif(Tensor bits, int channels, {WEIGHT}, {CONV}, {LIF}, ScalarType out_dtype, int path)"
         " -> (Tensor, Tensor)",
         _spikes_lif_fake,
@@ -106,3 +123,6 @@ for _schema, _fake in _OPERATORS:
     for _suffix in ("", "_triton") if _name in _IN_TRITON else ("",):
         LIBRARY.define(_schema.replace(_name, _name + _suffix, 1), tags=TAGS)
         torch.library.register_fake(f"snn_core::{_name}{_suffix}", _fake, lib=LIBRARY)
+
+# Nothing in it is differentiable, and whoever calls it has made sure that nobody asks: no walk over its arguments.
+LIBRARY.impl("nm_product", torch.library.fallthrough_kernel, "AutogradCPU")

@@ -44,7 +44,7 @@ def torch_candidates(
     """
     if not isinstance(weight, CompressedNM) or why_not(x, weight):
         return []
-    kept = _conversions(weight)
+    kept = conversions(weight)
     found: list[tuple[str, Callable[[], Tensor]]] = []
     for name in LIBRARIES:
         if _library_runs(name, x.device):
@@ -88,8 +88,13 @@ def _library_runs(name: str, device: torch.device) -> bool:
     return LIBRARIES[name](device)
 
 
+def version_of(*parts: Tensor | None) -> int:
+    """A number that grows with every change in place; tensors made in inference mode do not count theirs."""
+    return sum(part._version for part in parts if part is not None and not part.is_inference())
+
+
 @dataclass
-class _Conversions:
+class Conversions:
     """The forms of one weight in torch's tensor subclass, by library and dtype."""
 
     version: int
@@ -101,6 +106,13 @@ class _Conversions:
         self.idle[name] = self.idle.get(name, 0) + 1
         if self.idle[name] > IDLE_OFFERS:
             self.drop(name)
+
+    def current(
+        self, name: str, values: Tensor, indices: Tensor, scale: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """What is kept of a weight of these parts; None where there is nothing, or the weight has changed."""
+        same = self.scale is scale and self.version == version_of(values, indices, scale)
+        return self.tensors.get((name, dtype)) if same else None
 
     def drop(self, name: str) -> None:
         self.tensors = {key: tensor for key, tensor in self.tensors.items() if key[0] != name}
@@ -116,23 +128,24 @@ class _Conversions:
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def _conversions(weight: CompressedNM) -> _Conversions:
-    version = sum(part._version for part in (weight.values, weight.indices, weight.scale) if part is not None)
+def conversions(weight: CompressedNM) -> Conversions:
+    """What is kept of a weight, emptied where it has changed."""
+    version = version_of(weight.values, weight.indices, weight.scale)
     kept = _kept.get(weight.values)
     # Another scale over the same values (a folded batch norm) is another weight.
     if kept is None or kept.version != version or kept.scale is not weight.scale:
-        kept = _kept[weight.values] = _Conversions(version, weight.scale)
+        kept = _kept[weight.values] = Conversions(version, weight.scale)
     return kept
 
 
 def kept_dense(weight: CompressedNM, dtype: torch.dtype) -> Tensor:
     """The dense weight, made once for all calls."""
-    return _conversions(weight).get("dense", weight, dtype)
+    return conversions(weight).get("dense", weight, dtype)
 
 
 def drop_dense(weight: CompressedNM) -> None:
     """Give back what :func:`kept_dense` made."""
-    _conversions(weight).drop("dense")
+    conversions(weight).drop("dense")
 
 
 def convert(name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
@@ -145,6 +158,6 @@ def convert(name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
     return subclasses[name].from_dense(weight.to_dense(dtype).contiguous())
 
 
-def _product(name: str, kept: _Conversions, x: Tensor, weight: CompressedNM, bias: Tensor | None) -> Tensor:
+def _product(name: str, kept: Conversions, x: Tensor, weight: CompressedNM, bias: Tensor | None) -> Tensor:
     matrix = kept.get(name, weight, x.dtype)
     return F.linear(x, matrix, None if bias is None else bias.to(x.dtype))

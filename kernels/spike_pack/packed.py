@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from snn_core.errors import ArgumentError
+from snn_core.kernels.native import spike_counter
 from snn_core.kernels.native.library import packed_size
 from snn_core.kernels.spike_pack.ops import pack_spikes, unpack_spikes
 
@@ -166,6 +167,9 @@ def is_binary(s: Tensor) -> bool:
 def _popcount(bits: Tensor) -> int:
     if bits.numel() == 0:
         return 0
+    count = spike_counter() if type(bits) is Tensor and bits.is_cpu and bits.is_contiguous() else None
+    if count is not None:
+        return count(bits.data_ptr(), bits.numel())
     if bits.device.type == "cpu" and hasattr(np, "bitwise_count"):  # numpy >= 2
         flat = bits.contiguous().reshape(-1)
         whole = flat.numel() // 8 * 8

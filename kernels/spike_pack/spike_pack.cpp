@@ -129,3 +129,8 @@ STABLE_TORCH_LIBRARY_IMPL(snn_core, CPU, m) {
 }
 
 }  // namespace snn_core
+
+// Called from Python for the firing rate: as an operator it would cost more than most products of few spikes.
+extern "C" __attribute__((visibility("default"))) int64_t snn_core_count_spikes(const uint8_t* bits, int64_t bytes) {
+  return snn_core::row_tools().count(bits, bytes);
+}

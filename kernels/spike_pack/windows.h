@@ -41,25 +41,27 @@ struct SpikeWindows {
     if (t.scalar_type() != ScalarType::Byte || t.dim() != 4) {
       throw std::runtime_error("bits must be uint8 [B, H, W, ceil(channels / 8)]");
     }
-    if (channels < 0 || t.size(3) != (channels + 7) / 8) throw std::runtime_error("channels does not fit bits");
     if (t.size(3) > 1 && t.stride(3) != 1) throw std::runtime_error("bits must have stride 1 along its last dimension");
-    check_list(kernel, 2, 1, "kernel");
-    check_list(stride, 2, 1, "stride");
-    check_list(padding, 2, 0, "padding");
-    check_list(dilation, 2, 1, "dilation");
     bits = static_cast<const uint8_t*>(t.data_ptr());
     batch = t.size(0), height = t.size(1), width = t.size(2), bytes = t.size(3);
     stride_b = t.stride(0), stride_h = t.stride(1), stride_w = t.stride(2);
-    kernel_h = kernel[0], kernel_w = kernel[1], step_h = stride[0], step_w = stride[1];
-    pad_h = padding[0], pad_w = padding[1], dilation_h = dilation[0], dilation_w = dilation[1];
-    out_h = extent(height, 0, kernel_h, step_h, pad_h, dilation_h);
-    out_w = extent(width, 1, kernel_w, step_w, pad_w, dilation_w);
-    take(0, channels);
-    int64_t area = 0, rows = 0, window = 0, all = 0;
-    if (__builtin_mul_overflow(out_h, out_w, &area) || __builtin_mul_overflow(batch, area, &rows) ||
-        __builtin_mul_overflow(kernel_h * kernel_w, bytes, &window) || __builtin_mul_overflow(rows, window, &all)) {
-      throw std::runtime_error("padding: there are too many windows");
+    slide(channels, kernel, stride, padding, dilation);
+  }
+
+  // Of contiguous bits [..., H, W, bytes], or without `image` [..., bytes], whose rows are images of one pixel.
+  SpikeWindows(const Tensor& t, bool image, int64_t channels, const std::vector<int64_t>& kernel,
+               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+               const std::vector<int64_t>& dilation) {
+    const int64_t dims = t.dim();
+    if (t.scalar_type() != ScalarType::Byte || dims < (image ? 3 : 1) || !t.is_contiguous()) {
+      throw std::runtime_error("bits must be uint8 [..., H, W, bytes] or [..., bytes], contiguous");
     }
+    bits = static_cast<const uint8_t*>(t.data_ptr());
+    bytes = t.size(dims - 1), height = width = batch = 1;
+    if (image) height = t.size(dims - 3), width = t.size(dims - 2);
+    for (int64_t d = 0; d < dims - (image ? 3 : 1); ++d) batch *= t.size(d);
+    stride_w = bytes, stride_h = width * bytes, stride_b = height * width * bytes;
+    slide(channels, kernel, stride, padding, dilation);
   }
 
   // Of the channels first .. first + count of every pixel; `first` is a multiple of 8.
@@ -121,6 +123,26 @@ struct SpikeWindows {
   }
 
  private:
+  // Sets what follows from the options of the convolution.
+  void slide(int64_t channels, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+             const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+    if (channels < 0 || bytes != (channels + 7) / 8) throw std::runtime_error("channels does not fit bits");
+    check_list(kernel, 2, 1, "kernel");
+    check_list(stride, 2, 1, "stride");
+    check_list(padding, 2, 0, "padding");
+    check_list(dilation, 2, 1, "dilation");
+    kernel_h = kernel[0], kernel_w = kernel[1], step_h = stride[0], step_w = stride[1];
+    pad_h = padding[0], pad_w = padding[1], dilation_h = dilation[0], dilation_w = dilation[1];
+    out_h = extent(height, 0, kernel_h, step_h, pad_h, dilation_h);
+    out_w = extent(width, 1, kernel_w, step_w, pad_w, dilation_w);
+    take(0, channels);
+    int64_t area = 0, rows = 0, window = 0, all = 0;
+    if (__builtin_mul_overflow(out_h, out_w, &area) || __builtin_mul_overflow(batch, area, &rows) ||
+        __builtin_mul_overflow(kernel_h * kernel_w, bytes, &window) || __builtin_mul_overflow(rows, window, &all)) {
+      throw std::runtime_error("padding: there are too many windows");
+    }
+  }
+
   // Without the call of a library function where pixels are whole words.
   static void copy(uint8_t* out, const uint8_t* from, int64_t count) {
     if (count % 8 != 0 || count > 256) {

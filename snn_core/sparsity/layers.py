@@ -47,8 +47,19 @@ class CompressedLayer(nn.Module):
 
     @property
     def weight(self) -> CompressedNM:
-        """The compressed weight; its tensors are the layer's buffers."""
-        return CompressedNM._of_checked_parts(self.values, self.indices, self.shape, self.pattern, self.scale)
+        """The compressed weight; its tensors are the layer's buffers.
+
+        One object as long as these are the same: what products find out about a weight they keep with it.
+        """
+        if torch.compiler.is_compiling():
+            return CompressedNM._of_checked_parts(self.values, self.indices, self.shape, self.pattern, self.scale)
+        buffers: Any = self._buffers  # an attribute of a module is looked for in three places
+        values, indices, scale = buffers["values"], buffers["indices"], buffers["scale"]
+        kept: CompressedNM | None = self.__dict__.get("_weight")
+        if kept is None or kept.values is not values or kept.indices is not indices or kept.scale is not scale:
+            kept = CompressedNM._of_checked_parts(values, indices, self.shape, self.pattern, scale)
+            self.__dict__["_weight"] = kept
+        return kept
 
     @property
     def weight_nbytes(self) -> int:
