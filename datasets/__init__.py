@@ -1,6 +1,6 @@
 """Event sources -> frames on disk -> torch data sets. Knows nothing of models.
 
-Real recordings: N-MNIST, from a folder or zip. Built in: ``digits-dvs``, *simulated* recordings of handwritten digits.
+Data sets by name: ``load("nmnist", root, "train", T=10)``; which there are: ``list_datasets()``, ``info(name)``.
 """
 
 from snn_core.datasets.by_name import load, load_events
@@ -24,6 +24,7 @@ from snn_core.datasets.readers import (
 )
 from snn_core.datasets.registry import info, list_datasets, open_dataset, register
 from snn_core.datasets.roots import data_root
+from snn_core.datasets.spikingjelly_frames import load_spikingjelly_frames
 from snn_core.datasets.splits import stratified_folds, stratified_subset
 from snn_core.files import cache_root
 
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "load_events",
     "load_frames",
+    "load_spikingjelly_frames",
     "make_events",
     "open_dataset",
     "open_frames",

@@ -18,7 +18,7 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
     """Labelled frames of event recordings, all in memory.
 
     Args:
-        frames: uint8 [num, T, 2, H, W], event counts; channel 0 OFF, channel 1 ON.
+        frames: uint8 [num, T, P, H, W], event counts; P is 2, channel 0 OFF and channel 1 ON, or 1 (no polarity).
         labels: int64 [num], each in 0 .. len(class_names) - 1.
         ids: name of each recording, in the same order.
         class_names: one name a class.
@@ -63,7 +63,7 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def sensor_size(self) -> tuple[int, int, int]:
-        """(W, H, 2), as tonic writes it."""
+        """(W, H, P), as tonic writes it."""
         return self.frames.shape[4], self.frames.shape[3], self.frames.shape[2]
 
     @property
@@ -75,7 +75,7 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Frames uint8 [T, 2, H, W] (a view) and label of one recording. IndexError outside the set."""
+        """Frames uint8 [T, P, H, W] (a view) and label of one recording. IndexError outside the set."""
         return self.frames[index], int(self.labels[index])
 
     def subset(self, indices: Sequence[int] | np.ndarray[Any, Any] | Tensor) -> FrameDataset:
@@ -116,8 +116,8 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
 
 
 def _check(frames: Tensor, labels: Tensor, ids: Sequence[str], num_classes: int) -> None:
-    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2] != 2:
-        raise ArgumentError(f"frames must be uint8 [num, T, 2, H, W], got {frames.dtype} {list(frames.shape)}")
+    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2] not in (1, 2):
+        raise ArgumentError(f"frames must be uint8 [num, T, 1 or 2, H, W], got {frames.dtype} {list(frames.shape)}")
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ArgumentError(f"labels must be int64 [num], got {labels.dtype} {list(labels.shape)}")
     if not len(frames) == len(labels) == len(ids):

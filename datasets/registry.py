@@ -23,6 +23,10 @@ PathLike = str | os.PathLike[str]
 #: Name of each data set -> module that holds its ``DATASET``.
 MODULES: dict[str, str] = {
     "nmnist": "snn_core.datasets.nmnist_by_name",
+    "dvs-gesture": "snn_core.datasets.dvs_gesture",
+    "cifar10-dvs": "snn_core.datasets.cifar10_dvs",
+    "ncaltech101": "snn_core.datasets.ncaltech101",
+    "shd": "snn_core.datasets.shd",
     "digits-dvs": "snn_core.datasets.digits_dvs",
 }
 _registered: dict[str, RegisteredDataset] = {}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snn_core.datasets.readers.columns import events_from_columns
 from snn_core.datasets.readers.event_file import EventFile, OpenedEvents
@@ -49,20 +50,30 @@ def _open(file: EventFile, kind: str, name: str) -> OpenedEvents:
 
 def _blocks(file: EventFile, kind: str) -> Iterator[Any]:
     """First the layout, then blocks of events."""
-    memory = MEMORY_BYTES + MEMORY_RATIO * file.size
-    request = {"path": os.path.abspath(file.path), "memory": memory}
     first = 0
+    for columns, about in ask_library(file, kind):
+        if first == 0:
+            yield about["layout"]
+        yield events_from_columns(file, columns, first, about["origin"])
+        first += len(columns["t"]) or 1
+
+
+def ask_library(file: EventFile, kind: str, **request: Any) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, Any]]]:
+    """The parts that the worker of that kind sends: columns by name, and what it says of them.
+
+    Raises:
+        DataError: the library cannot read the file, hangs, crashes or takes too much memory.
+    """
+    request |= {"path": os.path.abspath(file.path), "memory": MEMORY_BYTES + MEMORY_RATIO * file.size}
     with _worker(file, kind, request) as source:
         while "columns" in (message := _message(file, source.line())):
-            about = message["about"]
-            if first == 0:
-                yield about["layout"]
-            columns = {
-                name: np.frombuffer(source.exactly(np.dtype(form).itemsize * count), form)
-                for name, (form, count) in message["columns"].items()
-            }
-            yield events_from_columns(file, columns, first, about["origin"])
-            first += len(columns["t"]) or 1
+            yield (
+                {
+                    name: np.frombuffer(source.exactly(np.dtype(form).itemsize * count), form)
+                    for name, (form, count) in message["columns"].items()
+                },
+                message["about"],
+            )
 
 
 def _message(file: EventFile, line: bytes) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Run as a script; knows nothing of the package, so that it starts without torch. 
 with a few changed bytes can make the library loop for ever, crash or ask for any amount of memory, and nothing in the
 same process can stop that. Here memory is limited by the operating system, and the parent ends what takes too long.
 
-Protocol: the kind of file is the script's argument. A line of JSON in (path, memory in bytes); out, for each part of
+Protocol: the kind of file is the script's argument. A line of JSON in (path, memory in bytes, and for
+spike trains the indices of samples); out, for each part of
 the recording, a line of JSON ``{"columns": {name: [dtype, count]}, "about": ...}`` and the bytes of its columns in that
 order; at the end ``{}``, or ``{"error": ...}``. Then the next file.
 """
@@ -76,10 +77,10 @@ def locate(file: Any, place: str) -> Any:
     return item
 
 
-def read_hdf5(path: str) -> None:
+def read_hdf5(request: dict[str, Any]) -> None:
     import h5py
 
-    with h5py.File(path, "r", locking=False) as file:
+    with h5py.File(request["path"], "r", locking=False) as file:
         for place in PLACES:
             item = locate(file, place)
             if isinstance(item, h5py.Dataset) and item.dtype.names and (names := find_columns(item.dtype.names)):
@@ -114,11 +115,11 @@ def stream(sets: dict[str, Any], shape: tuple[int, ...], place: str) -> None:
         send({field: data[part] for field, data in sets.items()}, layout=f"in /{place}", origin=0)
 
 
-def read_mat(path: str) -> None:
+def read_mat(request: dict[str, Any]) -> None:
     import numpy as np
     import scipy.io
 
-    content = {name: value for name, value in scipy.io.loadmat(path).items() if not name.startswith("__")}
+    content = {name: value for name, value in scipy.io.loadmat(request["path"]).items() if not name.startswith("__")}
     # Orchard's functions for the ATIS: TD are changes of brightness; EM beside it are measurements of brightness.
     structures = ["TD"] if "TD" in content else [name for name, value in content.items() if value.dtype.names]
     value = content.get(structures[0]) if len(structures) == 1 else None
@@ -146,14 +147,33 @@ def tactile(table: Any, np: Any) -> dict[str, Any]:
     return {"t": np.rint(seconds * 1e6).astype(np.int64), "x": taxel % 10, "y": taxel // 10, "p": table[taxel, which]}
 
 
-def answer(request: dict[str, Any], reader: Callable[[str], None]) -> None:
+def read_spike_trains(request: dict[str, Any]) -> None:
+    """Heidelberg's spiking data sets (Cramer et al. 2020): the labels, or the spikes of the samples in ``indices``."""
+    import h5py
+
+    with h5py.File(request["path"], "r", locking=False) as file:
+        labels = locate(file, "labels")
+        times, units = locate(file, "spikes/times"), locate(file, "spikes/units")
+        for name, item in (("labels", labels), ("spikes/times", times), ("spikes/units", units)):
+            if not isinstance(item, h5py.Dataset) or item.ndim != 1:
+                raise Refused(f"no one-dimensional data set {name}")
+        if not len(labels) == len(times) == len(units):
+            raise Refused(f"{len(labels)} labels, {len(times)} times and {len(units)} units of spikes")
+        if request["indices"] is None:
+            return send({"labels": labels[...]})
+        for index in request["indices"]:
+            send({"times": times[index], "units": units[index]})
+    return None
+
+
+def answer(request: dict[str, Any], reader: Callable[[dict[str, Any]], None]) -> None:
     """Read one file and send it, or why not."""
     with open("/proc/self/statm") as statm:
         taken = int(statm.read().split()[0]) * resource.getpagesize()  # by the libraries: no matter of the file's
     resource.setrlimit(resource.RLIMIT_AS, (taken + request["memory"],) * 2)
     last = {}
     try:
-        reader(request["path"])
+        reader(request)
     except MemoryError:
         last = {"error": f"reading it takes more than {request['memory']} bytes of memory"}
     except Exception as error:  # whatever a library raises on a damaged file
@@ -164,7 +184,11 @@ def answer(request: dict[str, Any], reader: Callable[[str], None]) -> None:
 
 
 def main() -> None:
-    reader, library = {"hdf5": (read_hdf5, "h5py"), "mat": (read_mat, "scipy.io")}[sys.argv[1]]
+    reader, library = {
+        "hdf5": (read_hdf5, "h5py"),
+        "mat": (read_mat, "scipy.io"),
+        "spike trains": (read_spike_trains, "h5py"),
+    }[sys.argv[1]]
     importlib.import_module(library)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
