@@ -101,7 +101,8 @@ def _files(root: Path, split: str) -> list[Path]:
 
 def _labels(root: Path, folders: set[str], class_names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:
     """Label of each folder, and the names of the classes."""
-    beside = {path.name for part in ("", *SPLITS) for path in (root / part).glob("*/") if path.is_dir()} - set(SPLITS)
+    parts = [part for part in SPLITS if (root / part).is_dir()] or [""]
+    beside = {path.name for part in parts for path in (root / part).glob("*/") if path.is_dir()}
     numbered = all(name.isdecimal() and name.isascii() for name in folders)
     if class_names is None:
         # A class with recordings in the other split alone is a class all the same.

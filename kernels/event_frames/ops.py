@@ -36,15 +36,7 @@ from torch import Tensor
 from snn_core.errors import ArgumentError, BackendUnavailableError
 from snn_core.kernels.event_frames.layout import bytes_of, checked_events, fields_tensor
 from snn_core.kernels.event_frames.numpy_frames import add_events
-from snn_core.kernels.event_frames.rules import (
-    Cut,
-    checked_sensor_size,
-    empty_frames,
-    only_polarity,
-    polarities_of,
-    rule_of,
-    with_polarities,
-)
+from snn_core.kernels.event_frames.rules import Cut, checked_sensor_size, empty_frames, rule_of
 from snn_core.kernels.native import BACKEND_VARIABLE, cpu_library, native_backend, wanted_backend
 
 BACKENDS = ("cpp", "numpy")
@@ -69,7 +61,7 @@ def event_frames(
         events: structured array [num_events], of any layout and strides, with integer (or, for ``p``, boolean) fields
             ``t x y p``; ``t`` in microseconds and ascending for bins of time; 0 <= x < W, 0 <= y < H, p 0 (OFF) or 1
             (ON). It is read where it lies; only other byte orders and arrays that run backwards are copied.
-        sensor_size: (W, H, 2), as tonic writes it; (W, H, 1) for events without polarity, all of p = 0.
+        sensor_size: (W, H, 2), as tonic writes it.
         n_time_bins: T frames of equal length in time.
         n_event_bins: T frames of equal number of events.
         time_window: frames of so many microseconds; T follows from the recording. Exactly one of the three is given.
@@ -79,8 +71,8 @@ def event_frames(
         backend: "cpp" (torch's threads), "numpy", or "auto", the first of them that is there.
 
     Returns:
-        frames [T, 2, H, W] ([T, 1, H, W] without polarity) of ``dtype``, counts clipped at its largest value; and how
-        many cells of these frames were clipped (0 means that the counts are exact).
+        frames [T, 2, H, W] of ``dtype``, counts clipped at its largest value; and how many cells of these frames were
+        clipped (0 means that the counts are exact).
 
     Raises:
         ArgumentError: not exactly one of the three bin arguments, one below 1, an array without the four integer
@@ -91,12 +83,11 @@ def event_frames(
     SpikingJelly's ``integrate_events_by_*`` (Fang et al., Science Advances 9, eadi1480, 2023).
     """
     rule = rule_of(n_time_bins, n_event_bins, time_window, convention, include_incomplete)
-    width, height = checked_sensor_size(with_polarities(sensor_size))
+    width, height = checked_sensor_size(sensor_size)
     events = checked_events(events)
     bins, cut = rule.cut(events)
     frames = empty_frames((1, bins, 2, height, width), dtype)
     saturated, _ = add_to_frames(frames, [events], cut, chosen_backend(backend))
-    frames = only_polarity(frames) if polarities_of(sensor_size) == 1 else frames
     return frames[0], int(saturated[0])
 
 
@@ -125,16 +116,11 @@ def event_frames_batch(
         ArgumentError, BackendUnavailableError: as there; the message names the recording.
     """
     rule = rule_of(n_time_bins, n_event_bins, None, convention, False)
-    width, height = checked_sensor_size(with_polarities(sensor_size))
-    polarities = polarities_of(sensor_size)
+    width, height = checked_sensor_size(sensor_size)
     chosen = chosen_backend(backend)
     checked = [checked_events(events, f"recordings[{index}]") for index, events in enumerate(recordings)]
-    frames = _frames_in(out, (len(checked), rule.number, polarities, height, width), dtype)
-    counted = frames if polarities == 2 else empty_frames((len(checked), rule.number, 2, height, width), dtype)
-    saturated = add_to_frames(counted, checked, Cut(rule.by, 0, 0, rule.rest), chosen)[0]
-    if polarities == 1:
-        frames[...] = only_polarity(counted)
-    return frames, saturated
+    frames = _frames_in(out, (len(checked), rule.number, 2, height, width), dtype)
+    return frames, add_to_frames(frames, checked, Cut(rule.by, 0, 0, rule.rest), chosen)[0]
 
 
 def add_to_frames(

@@ -138,27 +138,6 @@ def checked_sensor_size(sensor_size: tuple[int, int, int]) -> tuple[int, int]:
     return int(sensor_size[0]), int(sensor_size[1])
 
 
-def polarities_of(sensor_size: tuple[int, int, int]) -> int:
-    """1 for a sensor without polarity, (width, height, 1), as SHD's cochlea; else 2."""
-    return 1 if len(sensor_size) == 3 and sensor_size[2] == 1 else 2
-
-
-def with_polarities(sensor_size: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(width, height, 2) of a sensor with one polarity or two: what the operator counts."""
-    return (sensor_size[0], sensor_size[1], 2) if polarities_of(sensor_size) == 1 else sensor_size
-
-
-def only_polarity(frames: NDArray[Any]) -> NDArray[Any]:
-    """Channel 0 of frames [..., 2, H, W] as [..., 1, H, W].
-
-    Raises:
-        ArgumentError: channel 1 is not empty.
-    """
-    if frames[..., 1, :, :].any():
-        raise ArgumentError("events['p'] must be 0 for a sensor_size of one polarity, but some are 1")
-    return np.ascontiguousarray(frames[..., :1, :, :])
-
-
 def empty_frames(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Frames of zeros.
 

@@ -1,15 +1,22 @@
-"""Small hand-made data sets in N-MNIST's official layout."""
+"""Small hand-made data sets in N-MNIST's official layout; SpikingJelly's own readers; where the helpers lie."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
+import types
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from snn_core.datasets import make_events, write_nmnist
+
+sys.path.insert(0, str(Path(__file__).parent / "readers"))
 
 
 def some_events(seed: int, num: int = 60) -> np.ndarray:
@@ -52,3 +59,31 @@ def zipped() -> Callable[[Path], Path]:
         return path
 
     return pack
+
+
+@pytest.fixture(scope="module")
+def spikingjelly() -> Iterator[Callable[[str], Any]]:
+    """Modules of SpikingJelly's data sets. They import torchvision (no CPU build) for downloads, not needed here; and
+    their package imports them all, some of which need more: so each is imported alone."""
+    found = importlib.util.find_spec("spikingjelly")
+    if found is None or found.submodule_search_locations is None:
+        pytest.skip("SpikingJelly is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        package = types.ModuleType("spikingjelly.datasets")
+        package.__path__ = [str(Path(found.submodule_search_locations[0]) / "datasets")]
+        patch.setitem(sys.modules, "spikingjelly.datasets", package)
+        if importlib.util.find_spec("torchvision") is None:
+            names = ("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.transforms")
+            for name in names:
+                patch.setitem(sys.modules, name, types.ModuleType(name))
+            sys.modules["torchvision"].transforms = None  # type: ignore[attr-defined]
+            sys.modules["torchvision.datasets"].DatasetFolder = object  # type: ignore[attr-defined]
+            for function in ("check_integrity", "download_url", "extract_archive", "verify_str_arg"):
+                setattr(sys.modules["torchvision.datasets.utils"], function, None)
+        try:
+            importlib.import_module("spikingjelly.datasets.utils")
+        except ImportError as error:
+            pytest.skip(f"SpikingJelly's data sets cannot be imported: {error}")
+        yield lambda name: importlib.import_module(f"spikingjelly.datasets.{name}")
+        for name in [name for name in sys.modules if name.startswith("spikingjelly.datasets.")]:
+            del sys.modules[name]
