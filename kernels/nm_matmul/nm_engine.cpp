@@ -62,7 +62,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The spikes of a block in the form of a path.
 struct Prepared {
   std::unique_ptr<uint16_t[]> spikes;  // event: inputs within their chunk
-  std::vector<uint32_t> offset;        // [rows * chunks + 1]
+  std::vector<uint32_t> offset;        // [chunks * rows + 1]: a chunk is one run of memory
   uint8_t* bytes = nullptr;            // others: of each 64 rows
 };
 
@@ -181,17 +181,19 @@ class Engine {
 
   void prepare_lists(const SpikeWindows& windows, const NMBlock& block, Prepared& out) const {
     const int64_t rows = block.rows(), count = chunks_.count();
-    auto* const buffer = static_cast<uint8_t*>(nm_scratch(kPanelScratch, windows.row_bytes()));
+    const int64_t bytes = windows.row_bytes();
+    auto* const buffer = static_cast<uint8_t*>(nm_scratch(kPanelScratch, (count > 1 ? rows : 1) * bytes));
     auto* const list = static_cast<uint16_t*>(nm_scratch(kSumScratch, 2 * (rows * (w_.k() + 8) + kSpikeSlack)));
     if (rows * w_.k() >= int64_t{1} << 32) {  // offsets are 32 bits
       throw std::runtime_error("nm_matmul: steps times the inputs of an output must stay below 2^32");
     }
     out.offset.resize(rows * count + 1);
     int64_t size = 0;
-    for (int64_t i = 0; i < rows; ++i) {
-      const uint8_t* const row = windows.row(block.row(i), buffer);
-      for (int64_t c = 0; c < count; ++c) {
-        out.offset[i * count + c] = static_cast<uint32_t>(size);
+    for (int64_t c = 0; c < count; ++c) {
+      for (int64_t i = 0; i < rows; ++i) {
+        uint8_t* const gathered = buffer + (count > 1 ? i * bytes : 0);
+        const uint8_t* const row = c == 0 || windows.direct() ? windows.row(block.row(i), gathered) : gathered;
+        out.offset[c * rows + i] = static_cast<uint32_t>(size);
         size += nm_event().list(row, chunks_.pieces.data() + chunks_.first_piece[c],
                                 chunks_.first_piece[c + 1] - chunks_.first_piece[c], list + size);
       }
@@ -255,7 +257,7 @@ class Engine {
         float* const place = count == 1 && last - first == width ? sink_.place(here, first, last) : nullptr;
         float* const target = place != nullptr ? place : y;
         const int64_t ld = place != nullptr ? w_.outputs : width;
-        const NMEventRows rows{panel, pairs, spikes.spikes.get(), spikes.offset.data() + c, count, here.rows(),
+        const NMEventRows rows{panel, pairs, spikes.spikes.get(), spikes.offset.data() + c * here.rows(), here.rows(),
                                target, ld, c > 0};
         nm_event().run[element_ == 4](rows);
         if (c + 1 == count) finish(here, first, last, target, ld);

@@ -84,17 +84,25 @@ SNN_VECTOR_INLINE void add_two_rows(const char* first, const char* second, Vecto
 }
 #endif
 
+template <int kVectors>
+SNN_VECTOR_INLINE void prefetch_row(const float* y) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) __builtin_prefetch(y + i * kLanes, 1);
+}
+
 template <bool kWide, int kPairs>
 void run_pairs(const NMEventRows& r) {
   constexpr int64_t row_bytes = (kWide ? 2 : 1) * kPairs * sizeof(VectorU);
   const char* const panel = static_cast<const char*>(r.panel);
   for (int64_t row = 0; row < r.rows; ++row) {
-    const uint32_t* const range = r.offset + row * r.offset_stride;
+    const uint32_t* const range = r.offset + row;
     const uint16_t* const last = r.spikes + range[1];
     float* const y = r.y + row * r.ldy;
     VectorF sum[2 * kPairs];
 #pragma GCC unroll 8
     for (int q = 0; q < 2 * kPairs; ++q) sum[q] = r.accumulate ? load<VectorF>(y + q * kLanes) : VectorF{};
+    // The processor is too busy with a row to ask in time for the sums of the next one.
+    if (r.accumulate && row + 1 < r.rows) prefetch_row<2 * kPairs>(y + r.ldy);
     const uint16_t* k = r.spikes + range[0];
 #if defined(__AVX512BF16__)
     if constexpr (!kWide) {

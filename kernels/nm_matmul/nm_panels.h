@@ -36,8 +36,7 @@ struct NMEventRows {
   const void* panel;
   int pairs;
   const uint16_t* spikes;   // inputs, counted from the panel's first
-  const uint32_t* offset;   // of row r: spikes[offset[r * offset_stride]] to spikes[offset[r * offset_stride + 1]]
-  int64_t offset_stride;
+  const uint32_t* offset;   // of row r: spikes[offset[r]] to spikes[offset[r + 1]]
   int64_t rows;
   float* y;                 // [rows, 2 * pairs * lanes], stride ldy
   int64_t ldy;
