@@ -30,7 +30,9 @@ const NMKernel* nm_kernel(int path, const NMWeight& w) {
 namespace {
 
 constexpr int64_t kWaveBytes = 32 << 20;    // of prepared spikes, at most (but one block at least)
-constexpr int64_t kPanelBytes = 128 << 10;  // of a decoded chunk: an eighth of an L2 cache, beside the sums
+// Of a decoded chunk, beside the sums in the L2 cache. Few spikes: what a row costs by itself counts, so chunks are long.
+constexpr int64_t kPanelBytes = 128 << 10, kLongPanelBytes = 256 << 10;
+constexpr double kLongPanelRate = 0.15;
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel pays
 constexpr int64_t kMostRows = 2048;         // of a task, whose sums are kept between chunks of inputs
@@ -104,7 +106,7 @@ class Engine {
         lanes_(nm_panel().lanes),
         element_(nm_wide_panel(w_.type) ? 4 : 2),
         panel_width_(2 * lanes_ * nm_panel().pairs[element_ == 4]),
-        chunks_(w_, std::min<int64_t>(kPanelBytes / (panel_width_ * element_), 65536)) {}
+        chunks_(w_, std::min<int64_t>(panel_bytes() / (panel_width_ * element_), 65536)) {}
 
   void run() {
     const int64_t blocks = divide_up(positions_, block_positions_);
@@ -135,6 +137,12 @@ class Engine {
                                " does not take this weight on this machine");
     }
     return kernel;
+  }
+
+  int64_t panel_bytes() const {
+    const bool one = w_.k() * panel_width_ * element_ <= kPanelBytes;
+    const bool few = element_ == 4 || one || kernel_ != nullptr || nm_firing_rate(p_.windows) < kLongPanelRate;
+    return few ? kLongPanelBytes : kPanelBytes;
   }
 
   NMBlock block(int64_t index) const {
@@ -293,18 +301,23 @@ void* nm_scratch(NMScratch slot, int64_t bytes) {
 }
 
 double nm_firing_rate(const SpikeWindows& windows) {
+  const int64_t row = windows.width * windows.bytes, image = windows.height * row, bytes = windows.batch * image;
+  const bool rows = windows.stride_w == windows.bytes || windows.width == 1;
+  const bool images = rows && (windows.stride_h == row || windows.height == 1);
+  const auto count = row_tools().count;
   int64_t spikes = 0;
-  for (int64_t b = 0; b < windows.batch; ++b) {
-    for (int64_t h = 0; h < windows.height; ++h) {
-      const uint8_t* const row = windows.bits + b * windows.stride_b + h * windows.stride_h;
-      const bool run = windows.stride_w == windows.bytes;
-      for (int64_t w = 0; w < (run ? 1 : windows.width); ++w) {
-        spikes += row_tools().count(row + w * windows.stride_w, run ? windows.width * windows.bytes : windows.bytes);
+  if (images && (windows.stride_b == image || windows.batch == 1)) {
+    spikes = count(windows.bits, bytes);
+  } else {
+    for (int64_t b = 0; b < windows.batch; ++b) {
+      for (int64_t h = 0; h < windows.height; ++h) {
+        const uint8_t* const start = windows.bits + b * windows.stride_b + h * windows.stride_h;
+        if (rows) spikes += count(start, row);
+        for (int64_t w = 0; !rows && w < windows.width; ++w) spikes += count(start + w * windows.stride_w, windows.bytes);
       }
     }
   }
-  const double all = 8.0 * windows.batch * windows.height * windows.width * windows.bytes;
-  return all > 0 ? spikes / all : 0.0;
+  return bytes > 0 ? spikes / (8.0 * bytes) : 0.0;
 }
 
 void nm_run(const NMProblem& problem, const NMSink& sink) {
