@@ -50,7 +50,7 @@ double kept_time(const NMWeight& w, int64_t rows) {
 double event_time(const NMWeight& w, int64_t rows, double rate) {
   const bool vectors = w.indices == nullptr || (w.n <= 2 && (w.m == 4 || w.m == 8 || w.m == 16));
   const double decoding = !vectors ? 700.0 : w.type == kNMBFloat16 ? 195.0 : wide(w) ? 305.0 : 260.0;
-  return decoding + rows * (0.4 + (wide(w) ? 32.0 : 26.0) * rate);
+  return decoding + rows * (0.4 + (wide(w) ? 32.0 : 18.0) * rate);
 }
 
 }  // namespace
