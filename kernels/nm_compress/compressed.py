@@ -242,6 +242,12 @@ class CompressedNM:
         scale = None if self.scale is None else self.scale.to(device)
         return self._replace(self.values.to(device=device, dtype=dtype), self.indices.to(device), scale)
 
+    def clone(self) -> CompressedNM:
+        """The same weight in memory of its own."""
+        return self._replace(
+            self.values.clone(), self.indices.clone(), None if self.scale is None else self.scale.clone()
+        )
+
     def cpu(self) -> CompressedNM:
         """The weight on the CPU."""
         return self.to("cpu")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,12 +31,15 @@ from snn_core.kernels.nm_matmul.dispatch import Candidate, choose, remembered
 from snn_core.kernels.nm_matmul.operands import OUT_DTYPES, Pair, Weight
 from snn_core.kernels.nm_matmul.plans import rate_class
 from snn_core.kernels.nm_matmul.schema import CPU_PATHS, CUDA_PATHS, output_size
-from snn_core.kernels.nm_matmul.torch_sparse import drop_dense, kept_dense
+from snn_core.kernels.nm_matmul.torch_sparse import decompress, drop_dense, kept_dense, onednn_linear, takes_onednn
 from snn_core.kernels.spike_pack.packed import PackedSpikes
 
-#: Backends that only products with N:M weights have.
+#: Dense bytes from which on a weight is taken to come from memory, and those of all copies that are timed in turn: more
+#: than caches hold.
+COLD_BYTES, ROTATED_BYTES = 2 << 20, 64 << 20
 #: "0" forbids to keep a dense copy of a compressed weight, where that is faster for dense activations.
 KEEP_VARIABLE = "SNN_KEEP_DENSE"
+#: Backends that only products with N:M weights have.
 MORE_BACKENDS = ("dense", "torch")
 #: Rows up to which reading a compressed weight once for all of them is worth a kernel of its own.
 FEW_ROWS = 64
@@ -109,10 +113,24 @@ class Problem:
 
     def run_spikes(self, path: int) -> Tensor:
         """``nm_spikes`` by one of its paths."""
+        assert isinstance(self.x, PackedSpikes)
+        if self.device.type == "cpu" and self.x.bits.is_contiguous() and not torch.compiler.is_compiling():
+            return self._run_product(path)
         y = torch.ops.snn_core.nm_spikes(*self._spikes_arguments(), self.out_dtype, path)
         if self.convolution is None:
             return y.view(self.output_shape)
         return y.permute(0, 3, 1, 2).unflatten(0, self.lead_shape)
+
+    def _run_product(self, path: int) -> Tensor:
+        """As plans do, so that what is measured is what is called."""
+        assert isinstance(self.x, PackedSpikes)
+        values, indices, n, m, shape, scale, bias = self.weight.arguments
+        stride, padding, dilation, groups = self.convolution or _LINEAR
+        form = [n, m, *shape, *stride, *padding, *dilation, groups]
+        image = self.convolution is not None
+        return torch.ops.snn_core.nm_product(
+            self.x.bits, values, indices, scale, bias, form, image, self.out_dtype, path
+        )
 
     def fuses(self, backend: str, packed: bool) -> bool:
         """Whether the native library takes product and LIF in one."""
@@ -156,6 +174,21 @@ class Problem:
         """Whether a dense copy of the compressed weight may be kept. Not for spikes: there we are faster without."""
         allowed = os.environ.get(KEEP_VARIABLE, "1") != "0"
         return allowed and not self.spiking and self.weight.pattern is not None and self.out_dtype in OUT_DTYPES
+
+    def kept_forms(self) -> dict[str, str]:
+        """The candidates that keep a dense copy of the weight, and its form."""
+        if not self.keeps_dense():
+            return {}
+        assert isinstance(self.x, Tensor)
+        onednn = self.takes_dense() and takes_onednn(self.x)
+        return {"dense:kept": "dense", **({"dense:onednn": "onednn"} if onednn else {})}
+
+    def run_onednn(self) -> Tensor:
+        """oneDNN on dense activations and the dense weight in its own order, which is kept."""
+        x, source, bias = self.x, self.weight.source, self.weight.bias
+        assert isinstance(x, Tensor)
+        assert isinstance(source, CompressedNM)
+        return onednn_linear(x, kept_dense(source, x.dtype, "onednn"), None if bias is None else bias.to(x.dtype))
 
     def run_dense(self, kept: bool = False) -> Tensor:
         """torch on dense activations and the dense weight: made for this call, or kept."""
@@ -212,20 +245,9 @@ class Problem:
             return self.run_compressed(0, "_triton")
         if backend == "torch":
             return self.torch_products()[path]()
+        if path == "onednn":
+            return self.run_onednn()
         return self.run_dense(path == "kept") if backend == "dense" else self.run_reference()
-
-
-def decompress(weight: Tensor | CompressedNM, dtype: torch.dtype) -> Tensor:
-    """The dense weight of its own shape in ``dtype``, by the native operator where it is there."""
-    if isinstance(weight, Tensor):
-        return weight.to(dtype)
-    if dtype not in OUT_DTYPES or native_backend(weight.values.device) is None or weight.values.requires_grad:
-        return weight.to_dense(dtype)
-    pattern, shape = weight.pattern, weight.shape
-    matrix = torch.ops.snn_core.nm_decompress(
-        weight.values, weight.indices, pattern.n, pattern.m, shape[0], weight.scale, dtype
-    )
-    return matrix if len(shape) == 2 else matrix.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
 
 
 def _names(problem: Problem, wanted: str) -> tuple[str, ...]:
@@ -239,8 +261,8 @@ def _names(problem: Problem, wanted: str) -> tuple[str, ...]:
         found += _compressed_names(problem, native)
     # The reference is there for what nothing else takes; it is never faster than "dense".
     found += ["dense"] if wanted == "auto" else ["dense", "reference"]
-    if wanted == "auto" and problem.keeps_dense() and not torch.compiler.is_compiling():
-        found.append("dense:kept")
+    if wanted == "auto" and not torch.compiler.is_compiling():
+        found += problem.kept_forms()
     if wanted != "auto":
         return tuple(name for name in found if name.split(":")[0] == wanted)
     return ("reference",) if torch.float64 in (problem.out_dtype, problem.weight.dtype) else tuple(found)
@@ -292,11 +314,45 @@ def solve(problem: Problem, backend: str) -> tuple[Tensor, Explanation]:
     key = _key(problem, wanted)
     choice = remembered(key, names)  # without the calls that a measurement would take: this is paid every time
     if choice is None:
-        candidates = [Candidate(name, functools.partial(problem.run, name)) for name in names]
-        choice = choose(key, candidates, names[0])
-        if choice.why == "measured" and choice.name != "dense:kept" and isinstance(problem.weight.source, CompressedNM):
-            drop_dense(problem.weight.source)  # made for the measurement
+        turns = functools.cache(lambda: _in_turn(problem))
+        choice = choose(key, [Candidate(name, _run_in_turn(name, turns)) for name in names], names[0])
+        if choice.why == "measured" and isinstance(problem.weight.source, CompressedNM):
+            for name, form in problem.kept_forms().items():
+                if name != choice.name:  # made for the measurement
+                    drop_dense(problem.weight.source, form)
     return problem.run(choice.name), Explanation(choice.name, choice.why, choice.seconds)
+
+
+def _in_turn(problem: Problem) -> list[Problem]:
+    """The problem, and for few rows the same with copies of its weight, which take turns while candidates are timed.
+
+    There the bytes of the weight decide. A large one comes from memory in a network, and would stay in the caches here.
+    """
+    weight = problem.weight
+    source, (outputs, *inputs) = weight.source, weight.shape
+    dense_bytes = 2 * outputs * math.prod(inputs)
+    cold = isinstance(source, CompressedNM) and problem.device.type == "cpu" and problem.rows <= FEW_ROWS
+    if not cold or dense_bytes < COLD_BYTES:
+        return [problem]
+    assert isinstance(source, CompressedNM)
+    problems = [problem]
+    for _ in range(ROTATED_BYTES // dense_bytes):
+        other = replace(weight, source=source.clone())
+        problems.append(Problem(problem.x, other, problem.out_dtype, problem.convolution))
+    for one in problems:  # not while they are timed
+        for form in one.kept_forms().values():
+            kept_dense(one.weight.source, one.x.dtype, form)  # type: ignore[arg-type, union-attr]
+    return problems
+
+
+def _run_in_turn(name: str, problems: Callable[[], list[Problem]]) -> Callable[[], Tensor]:
+    calls = itertools.count()
+
+    def run() -> Tensor:
+        every = problems()
+        return every[next(calls) % len(every)].run(name)
+
+    return run
 
 
 def _key(problem: Problem, wanted: str) -> tuple[Any, ...]:

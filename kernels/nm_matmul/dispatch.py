@@ -44,12 +44,15 @@ FORMAT = 1
 #: Seconds that all candidates of a key may take together, once each has been called three times.
 BUDGET_SECONDS = 0.4
 #: Rounds in which every candidate that is still in the race has a turn, at least and at most.
-ROUNDS = (3, 9)
+ROUNDS = (3, 15)
 #: A turn of a quick candidate lasts so long: a call of microseconds is not timed by itself.
 TURN_SECONDS = 5e-4
 TURN_CALLS = 50
 #: A candidate that takes so many times as long as the best is not called again, after ROUNDS[0] rounds and before.
 CLOSE, HOPELESS = 1.3, 2.0
+#: A call shorter than this is not given up after fewer turns: where another process had the processor for some
+#: milliseconds, it looked ten times as slow as it is.
+DISTURBED_SECONDS = 0.02
 #: The default is kept unless another is faster by more than this share: noise must not decide.
 MARGIN = 0.02
 #: How a path says that it is not for these operands or this machine: no reason for a warning.
@@ -231,7 +234,7 @@ def measure(candidates: Sequence[Candidate]) -> dict[str, float] | None:
             _warn_once(f"{name} is left out of the choice: {type(raised).__name__}: {raised}")
     measured = dict(active)
     quickest = min(timed.best() for timed in active.values())
-    active = {name: timed for name, timed in active.items() if timed.best() <= 2 * HOPELESS * quickest}
+    active = {name: timed for name, timed in active.items() if timed.may_win(2 * HOPELESS * quickest)}
     for timed in active.values():
         timed.times.clear()
     began = time.perf_counter()
@@ -241,7 +244,7 @@ def measure(candidates: Sequence[Candidate]) -> dict[str, float] | None:
         for timed in active.values():
             timed.turn()
         limit = (HOPELESS if number + 1 < ROUNDS[0] else CLOSE) * min(timed.best() for timed in active.values())
-        active = {name: timed for name, timed in active.items() if timed.best() <= limit}
+        active = {name: timed for name, timed in active.items() if timed.may_win(limit)}
         if len(active) == 1:
             break
     return {name: timed.best() for name, timed in measured.items()}
@@ -274,6 +277,10 @@ class _Timed:
 
     def best(self) -> float:
         return min(self.times)
+
+    def may_win(self, limit: float) -> bool:
+        """Whether it is quick enough, or may have been disturbed in all of its few turns."""
+        return self.best() <= limit or (len(self.times) < ROUNDS[0] and self.best() < DISTURBED_SECONDS)
 
 
 @functools.lru_cache(maxsize=256)

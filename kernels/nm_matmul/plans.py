@@ -19,7 +19,7 @@ from snn_core.kernels.nm_compress.compressed import CompressedNM
 from snn_core.kernels.nm_matmul import dispatch
 from snn_core.kernels.nm_matmul.operands import Pair, Weight
 from snn_core.kernels.nm_matmul.schema import CPU_PATHS
-from snn_core.kernels.nm_matmul.torch_sparse import Conversions, conversions
+from snn_core.kernels.nm_matmul.torch_sparse import Conversions, conversions, onednn_linear
 from snn_core.kernels.spike_pack.packed import PackedSpikes
 
 #: Firing rates below are one class.
@@ -103,10 +103,14 @@ class Plan:
             n, m = self.form[:2]
             bias = self._bias(torch.float32)
             return _dense(x, self.values, self.indices, n, m, self.shape, self.scale, bias, 0)
-        if name == "dense:kept" and self.conversions is not None:
-            kept = self.conversions.current("dense", self.values, self.indices, self.scale, x.dtype)
-            return None if kept is None else _linear(x, kept, self._bias(x.dtype))
-        return None
+        form = None if name is None else _KEPT_FORMS.get(name)
+        if form is None or self.conversions is None:
+            return None
+        kept = self.conversions.current(form, self.values, self.indices, self.scale, x.dtype)
+        if kept is None:
+            return None
+        bias = self._bias(x.dtype)
+        return _linear(x, kept, bias) if form == "dense" else onednn_linear(x, kept, bias)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         # Asked for each time: a module that is converted gives its parameters other data.
@@ -133,6 +137,7 @@ def _key(shape: torch.Size, kind: Any, out_dtype: torch.dtype, backend: str) -> 
     )  # fmt: skip
 
 
+_KEPT_FORMS = {"dense:kept": "dense", "dense:onednn": "onednn"}
 _SPIKE_PATHS = {"cpp": 0, **{f"cpp:{name}": number for name, number in CPU_PATHS.items()}}
 
 
@@ -175,7 +180,7 @@ def remember(
         if len(plans) >= MAX_CHOICES:
             plans.clear()
         plan = plans[given] = Plan(weight, operand, options)
-    if name == "dense:kept":
+    if name in _KEPT_FORMS:
         plan.conversions = conversions(weight)
     if len(plan.choices) >= MAX_CHOICES:
         plan.choices.clear()

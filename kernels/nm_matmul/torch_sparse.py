@@ -1,4 +1,4 @@
-"""Products that need another form of a compressed weight: torch's cuSPARSELt and CUTLASS, and the dense one.
+"""Products that need another form of a compressed weight: torch's cuSPARSELt and CUTLASS, and the dense ones.
 
 torch keeps a 2:4 weight in a tensor subclass of its own. It, or the dense weight, is made from the compressed weight at
 first use and kept as long as the weight lives and the product is used now and then: a second copy of weights that
@@ -10,14 +10,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from snn_core.kernels.native import native_backend
 from snn_core.kernels.nm_compress.compressed import CompressedNM
 from snn_core.kernels.nm_compress.pattern import NMPattern
+from snn_core.kernels.nm_matmul.operands import OUT_DTYPES
 
 #: Types whose products sum in float32 without losing bits of the operands first (float32 would become TF32).
 DTYPES = (torch.bfloat16, torch.float16)
@@ -25,6 +28,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 MULTIPLES = (32, 64)
 #: A converted weight that was offered so often without being used is forgotten.
 IDLE_OFFERS = 8
+#: Rows for which oneDNN is asked to order a weight.
+ONEDNN_ROWS = 64
 #: Compute capabilities that CUTLASS's product in torch knows (it raises on others), and those with 2:4 at all.
 CUTLASS_MAJOR, FIRST_MAJOR = 8, 8
 
@@ -138,20 +143,48 @@ def conversions(weight: CompressedNM) -> Conversions:
     return kept
 
 
-def kept_dense(weight: CompressedNM, dtype: torch.dtype) -> Tensor:
-    """The dense weight, made once for all calls."""
-    return conversions(weight).get("dense", weight, dtype)
+def kept_dense(weight: CompressedNM, dtype: torch.dtype, form: str = "dense") -> Tensor:
+    """The dense weight, made once for all calls: as ``dense``, or in the order of ``onednn``."""
+    return conversions(weight).get(form, weight, dtype)
 
 
-def drop_dense(weight: CompressedNM) -> None:
+def drop_dense(weight: CompressedNM, form: str = "dense") -> None:
     """Give back what :func:`kept_dense` made."""
-    conversions(weight).drop("dense")
+    conversions(weight).drop(form)
+
+
+def takes_onednn(x: Tensor) -> bool:
+    """Whether oneDNN multiplies such activations, as ``torch.compile`` calls it for frozen weights."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return _onednn_runs(x.dtype)
+
+
+@functools.cache
+def _onednn_runs(dtype: torch.dtype) -> bool:
+    operators: Any = torch.ops.mkldnn
+    try:
+        return bool(torch.backends.mkldnn.is_available()) and (
+            operators._linear_pointwise.default is not None
+            and operators._reorder_linear_weight.default is not None
+            and (dtype == torch.float32 or bool(operators._is_mkldnn_bf16_supported()))
+        )
+    except AttributeError:  # a torch without them
+        return False
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of a weight that :func:`kept_dense` made for ``onednn``."""
+    return cast("Tensor", torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], ""))
 
 
 def convert(name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
     """The weight as torch's SparseSemiStructuredTensor, or dense; its scale multiplied in."""
     if name == "dense":
         return weight.to_dense(dtype)
+    if name == "onednn":
+        # Its order suits any number of rows; told of one row it takes another, which is slower for more.
+        return cast("Tensor", torch.ops.mkldnn._reorder_linear_weight(weight.to_dense(dtype).contiguous(), ONEDNN_ROWS))
     from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
     subclasses = {"cusparselt": SparseSemiStructuredTensorCUSPARSELT, "cutlass": SparseSemiStructuredTensorCUTLASS}
@@ -161,3 +194,16 @@ def convert(name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
 def _product(name: str, kept: Conversions, x: Tensor, weight: CompressedNM, bias: Tensor | None) -> Tensor:
     matrix = kept.get(name, weight, x.dtype)
     return F.linear(x, matrix, None if bias is None else bias.to(x.dtype))
+
+
+def decompress(weight: Tensor | CompressedNM, dtype: torch.dtype) -> Tensor:
+    """The dense weight of its own shape in ``dtype``, by the native operator where it is there."""
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
+    if dtype not in OUT_DTYPES or native_backend(weight.values.device) is None or weight.values.requires_grad:
+        return weight.to_dense(dtype)
+    pattern, shape = weight.pattern, weight.shape
+    matrix = torch.ops.snn_core.nm_decompress(
+        weight.values, weight.indices, pattern.n, pattern.m, shape[0], weight.scale, dtype
+    )
+    return matrix if len(shape) == 2 else matrix.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)

@@ -115,6 +115,12 @@ def test_warm_up_is_not_counted_and_noise_is_not_believed(clock: Clock) -> None:
     assert choose(("close, and the other default",), close, "other").name == "other"
 
 
+def test_a_short_call_is_not_judged_by_one_time(clock: Clock) -> None:
+    """Another process had the processor during the first two of them."""
+    disturbed = clock.candidate("disturbed", 0.001, 0.009, 0.009, 0.001)
+    assert choose(KEY, [clock.candidate("steady", 0.002), disturbed], "steady").name == "disturbed"
+
+
 def test_hopeless_candidates_are_called_little(clock: Clock) -> None:
     choose(KEY, [clock.candidate("quick", 0.01), clock.candidate("hopeless", 3.0)], "hopeless")
     assert clock.calls.count("hopeless") == 2

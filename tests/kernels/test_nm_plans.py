@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from snn_core.errors import ArgumentError, BackendUnavailableError
 from snn_core.kernels import CompressedNM, PackedSpikes, nm_conv2d, nm_matmul, pack_spikes
 from snn_core.kernels.native import cpu_library
-from snn_core.kernels.nm_matmul import dispatch, ops
+from snn_core.kernels.nm_matmul import candidates, dispatch, ops
+from snn_core.kernels.nm_matmul.operands import check_weight
+from snn_core.kernels.nm_matmul.torch_sparse import conversions, takes_onednn
 from snn_core.sparsity import nm_mask_by_magnitude
 from snn_core.sparsity.layers import CompressedLinear
 
@@ -225,6 +228,49 @@ def test_a_layer_hands_on_one_weight_until_its_buffers_change() -> None:
     layer.to(torch.bfloat16)
     assert layer(x).dtype == torch.bfloat16
     assert layer.weight.values is layer.values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["kept", "onednn"])
+@pytest.mark.parametrize("lead", [(4,), (2, 3), (2, 0)])
+def test_a_kept_dense_weight_follows_changes(
+    lead: tuple[int, ...], form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, solver: Solver
+) -> None:
+    if form == "onednn" and not takes_onednn(torch.zeros(1, dtype=dtype)):
+        pytest.skip("oneDNN does not take this type here")
+    choice = dispatch.Choice(f"dense:{form}", "remembered")
+    monkeypatch.setattr(candidates, "remembered", lambda key, names: choice if choice.name in names else None)
+    weight, bias, x = compressed(16, 32, dtype=dtype), torch.ones(16), spikes(*lead, 32).to(dtype)
+    for calls, factor in ((1, 1), (2, 2), (3, 1.5)):
+        expected = F.linear(x.float(), weight.to_dense(torch.float32), bias).to(dtype)
+        for _ in range(2):
+            assert torch.allclose(nm_matmul(x, weight, bias), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+        assert solver.calls == calls
+        weight.values.mul_(factor)
+        if factor == 1:
+            conversions(weight).drop("dense" if form == "kept" else form)  # given back: made again
+    monkeypatch.setenv("SNN_KEEP_DENSE", "0")
+    nm_matmul(x, weight, bias)
+    assert nm_matmul(x, weight, bias, explain=True)[1].taken not in ("dense:kept", "dense:onednn")
+
+
+def test_large_weights_of_few_rows_take_turns_while_they_are_timed() -> None:
+    weight, x = compressed(1024, 1024, dtype=torch.bfloat16), spikes(4, 1024).bfloat16()
+
+    def problem(rows: Tensor, of: CompressedNM) -> candidates.Problem:
+        return candidates.Problem(rows, check_weight(of, None, 2), rows.dtype)
+
+    problems = candidates._in_turn(problem(x, weight))
+    assert len(problems) == 1 + candidates.ROTATED_BYTES // (2 << 20)
+    addresses = {one.weight.values.data_ptr() for one in problems}
+    assert len(addresses) == len(problems)
+    results = [candidates._run_in_turn("cpp", lambda: problems)() for _ in problems]
+    assert all(torch.equal(result, results[0]) for result in results)
+    run = candidates._run_in_turn("reference", lambda: problems)
+    problems[1].weight.values.zero_()
+    assert [bool(run().any()) for _ in range(3)] == [True, False, True]
+    assert len(candidates._in_turn(problem(spikes(65, 1024).bfloat16(), weight))) == 1
+    assert len(candidates._in_turn(problem(x[:, :512], compressed(1024, 512, dtype=torch.bfloat16)))) == 1
 
 
 FORM = [2, 4, 16, 8, 3, 3, 1, 1, 1, 1, 1, 1, 1]
