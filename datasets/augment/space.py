@@ -20,9 +20,9 @@ from snn_core.datasets.augment.base import (
     check_pair,
     check_range,
     integers,
-    per_sample,
     seeds,
     uniform,
+    where_on,
 )
 from snn_core.errors import ArgumentError
 
@@ -100,11 +100,8 @@ class Flip(Augmentation):
         return Draw(count, size, {"on": torch.rand(count, generator=generator) < self.p})
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
-        on = draw.values["on"]
-        if not bool(on.any()):
-            return frames
-        mirrored = frames.flip(4 if self.axis == "x" else 3)
-        return torch.where(per_sample(on, frames), mirrored, frames)
+        axis = 4 if self.axis == "x" else 3
+        return where_on(draw.values["on"], frames, lambda own: own.flip(axis))
 
     def _events(self, events: Events, draw: Draw) -> Events:
         if not draw.item("on"):
@@ -236,11 +233,12 @@ class DropArea(Augmentation):
         return Draw(count, size, values)
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
-        height, width = frames.shape[-2:]
-        x0, x1, y0, y1 = (draw.values[name].view(-1, 1, 1) for name in ("x0", "x1", "y0", "y1"))
-        x, y = torch.arange(width).view(1, 1, -1), torch.arange(height).view(1, -1, 1)
-        dropped = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-        return frames.masked_fill(dropped.view(1, -1, 1, height, width).to(frames.device), 0)
+        result = frames.clone()
+        borders = zip(*(draw.values[name].tolist() for name in ("x0", "x1", "y0", "y1")), strict=True)
+        for sample, (x0, x1, y0, y1) in enumerate(borders):
+            own = slice(None) if draw.count == 1 else slice(sample, sample + 1)
+            result[:, own, :, y0:y1, x0:x1] = 0
+        return result
 
     def _events(self, events: Events, draw: Draw) -> Events:
         dropped = (events["x"] >= draw.item("x0")) & (events["x"] < draw.item("x1"))

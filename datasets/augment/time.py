@@ -17,11 +17,11 @@ from snn_core.datasets.augment.base import (
     between,
     check_pair,
     check_range,
-    per_sample,
     seeds,
     sorted_by_time,
     span_of,
     uniform,
+    where_on,
 )
 from snn_core.datasets.augment.space import check_classes, relabelled
 from snn_core.errors import ArgumentError
@@ -44,11 +44,13 @@ class TimeShift(Augmentation):
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
         steps = frames.shape[0]
-        source = torch.arange(steps).view(-1, 1) - (draw.values["later"] * steps).round().long()  # [T, count]
-        source = source.to(frames.device)
-        inside = (source >= 0) & (source < steps)
-        index = source.clamp(0, steps - 1).view(steps, -1, 1, 1, 1).expand_as(frames)
-        return frames.gather(0, index).masked_fill(~inside.view(steps, -1, 1, 1, 1), 0)
+        result = torch.zeros_like(frames)
+        for sample, later in enumerate((draw.values["later"] * steps).round().long().tolist()):
+            own = slice(None) if draw.count == 1 else slice(sample, sample + 1)
+            first, last = max(later, 0), min(steps + later, steps)
+            if first < last:
+                result[first:last, own] = frames[first - later : last - later, own]
+        return result
 
     def _events(self, events: Events, draw: Draw) -> Events:
         if not len(events):
@@ -77,10 +79,7 @@ class TimeReverse(Augmentation):
         return Draw(count, size, {"on": torch.rand(count, generator=generator) < self.p})
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
-        on = draw.values["on"]
-        if not bool(on.any()):
-            return frames
-        return torch.where(per_sample(on, frames), frames.flip(0, 2), frames)
+        return where_on(draw.values["on"], frames, lambda own: own.flip(0, 2))
 
     def _events(self, events: Events, draw: Draw) -> Events:
         if not draw.item("on") or not len(events):
@@ -191,10 +190,14 @@ class DropTime(Augmentation):
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
         steps = frames.shape[0]
-        middle = (torch.arange(steps).view(-1, 1) + 0.5) / steps
-        dropped = (middle >= draw.values["start"]) & (middle < draw.values["end"])
-        dropped &= ~dropped.all(0)
-        return frames.masked_fill(dropped.view(steps, -1, 1, 1, 1).to(frames.device), 0)
+        result = frames.clone()
+        borders = zip(draw.values["start"].tolist(), draw.values["end"].tolist(), strict=True)
+        for sample, (start, end) in enumerate(borders):
+            own = slice(None) if draw.count == 1 else slice(sample, sample + 1)
+            first, last = (min(max(math.ceil(edge * steps - 0.5), 0), steps) for edge in (start, end))
+            if last - first < steps:
+                result[first:last, own] = 0
+        return result
 
     def _events(self, events: Events, draw: Draw) -> Events:
         if not len(events):
