@@ -99,8 +99,7 @@ def open_cifar10_dvs(
 
 
 def _decode_aedat2(path: Path) -> NDArray[np.void]:
-    """The pictures stand upright only with x and y exchanged; so reads SpikingJelly, and all results on this set that
-    were made with it."""
+    """x and y exchanged, as SpikingJelly reads these files."""
     events = read_events(path)
     turned = events.copy()
     turned["x"], turned["y"] = events["y"], events["x"]

@@ -153,12 +153,11 @@ DATASET = RegisteredDataset(
         splits={"fixed": {"train": 1437, "test": TEST_SIZE}},
         split_rules={"fixed": f"stratified_subset(labels, {TEST_SIZE}, seed={SPLIT_SEED}) is the test part"},
         simulated=True,
-        licence="CC BY 4.0 (the pictures)",
         citation=(
             "Pictures: E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits. UCI Machine Learning "
-            "Repository (1998). doi:10.24432/C50P49"
+            "Repository (1998)"
         ),
-        home_page="https://archive.ics.uci.edu/dataset/80",
+        home_page="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
         how_to_get="Nothing to get: scikit-learn brings the pictures, the recordings are simulated.",
     ),
     _open,

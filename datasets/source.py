@@ -24,7 +24,14 @@ class Recording:
 
 
 class EventSource(Protocol):
-    """Lists recordings, hashes their content, and reads them one by one."""
+    """Lists recordings, hashes their content, and reads them one by one.
+
+    Attributes:
+        name: of the data set; contains "simulated" where the recordings are.
+        simulated: whether they come from a simulated sensor.
+        sensor_size: (W, H, polarities), polarities 2, or 1 where events have none.
+        class_names: in the order of the labels.
+    """
 
     name: str
     simulated: bool
@@ -35,7 +42,8 @@ class EventSource(Protocol):
         """Recordings of "train", "test" or "all", in a fixed order. DataError when the split is not there."""
 
     def content_hash(self, split: str) -> str:
-        """SHA-256 (hex) that changes whenever the events of that split may change."""
+        """SHA-256 (hex) that changes whenever which recordings the split has, their labels or their events may change:
+        frame caches are found by it, so it covers every option with which the source was opened."""
 
     def read(self, recordings: Sequence[Recording]) -> Iterator[NDArray[np.void]]:
         """Events (EVENT_DTYPE) of each recording, lazily, in the given order, and the same whichever are asked for

@@ -17,7 +17,7 @@ import typer
 
 import snn_core
 from snn_core.cli.config import CONFIG_FILE, RunConfig, build_config, read_config_file
-from snn_core.datasets import FrameDataset, load_frames, stratified_folds
+from snn_core.datasets import FrameDataset, load_frames, open_source, stratified_folds
 from snn_core.errors import ArgumentError, CheckpointError, StorageError
 from snn_core.files import write_json
 from snn_core.training.loop import STATE_FILE
@@ -26,7 +26,7 @@ RESULT_FILE = "result.json"
 
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", help="digits-dvs (built in, simulated), nmnist, or a folder or zip in N-MNIST's layout."),
+    typer.Option("--data", help="A data set's name (digits-dvs, nmnist, ...), or a folder or zip in N-MNIST's layout."),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML or YAML file with the run's configuration.")]
 SetOption = Annotated[
@@ -168,13 +168,16 @@ def has_state(job: Job) -> bool:
 def load_data(job: Job) -> tuple[FrameDataset, FrameDataset]:
     """Training and test set of the run: the official splits, or a fold of the training split."""
     data = job.config.data
+    seed = job.config.seed if data.source == "digits-dvs" else 0
+    named = {} if data.split_name is None else {"split_name": data.split_name}
+    source = open_source(data.source, seed=seed, download=data.download, root=data.root, **named)
     options: dict[str, Any] = {
-        "T": data.T, "by": data.by, "seed": job.config.seed if data.source == "digits-dvs" else 0,
-        "download": data.download, "cache_dir": data.cache_dir, "limit": data.limit, "quiet": job.quiet,
+        "T": data.T, "by": data.by, "time_window": data.time_window, "seed": seed,
+        "cache_dir": data.cache_dir, "limit": data.limit, "quiet": job.quiet,
     }  # fmt: skip
-    train_set = load_frames(data.source, "train", **options)
+    train_set = load_frames(source, "train", **options)
     if data.folds is None:
-        return train_set, load_frames(data.source, "test", **options)
+        return train_set, load_frames(source, "test", **options)
     train_part, test_part = stratified_folds(train_set.labels, data.folds, seed=0)[data.fold]
     return train_set.subset(train_part), train_set.subset(test_part)
 

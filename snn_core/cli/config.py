@@ -24,8 +24,12 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str = "digits-dvs"
+    #: Of a data set by name: where it lies (default $SNN_DATA), and which of its published splits.
+    root: str | None = None
+    split_name: str | None = None
     T: int = Field(3, ge=1)
-    by: Literal["time", "count"] = "time"
+    by: Literal["time", "count", "window"] = "time"
+    time_window: int | None = Field(None, ge=1)
     limit: int | None = Field(None, ge=1)
     download: bool = False
     cache_dir: str | None = None

@@ -6,6 +6,7 @@ Where tonic and SpikingJelly have readers of their own, they read the same files
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -340,3 +341,12 @@ def test_trials_of_dvs_gesture_never_change() -> None:
     assert info("dvs-gesture").splits["official"]["train"] == 12 * 98
     assert info("dvs-gesture").splits["official"]["test"] == 12 * 24
     assert sha256_json([trials("train"), trials("test")])[:16] == "f508b2bd30a9ca80"
+
+
+@pytest.mark.parametrize("name", ["cifar10-dvs", "shd"])
+def test_workers_that_are_spawned(name: str, cifar: Path, shd: Path) -> None:
+    """What DataLoader does to a data set before it gives it to a spawned worker."""
+    dataset = load_events(name, cifar if name == "cifar10-dvs" else shd, "train")
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.ids == dataset.ids
+    np.testing.assert_array_equal(copy[3][0], dataset[3][0])
