@@ -29,5 +29,8 @@ class TrainConfig(BaseModel):
     augment: Literal[
         "affine", "shift", "none", "nmnist", "dvs-gesture", "dvs-gesture-mirror", "cifar10-dvs", "event-drop"
     ] = Field("affine", description="a policy of snn_core.datasets.augment, drawn per sample")
+    mix: Literal["none", "cutmix", "eventmix"] = Field(
+        "none", description="half of the batches have samples mixed with others, with labels in proportion"
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast mixed precision")
     seed: int = Field(0, ge=0, description="of initialisation, order, augmentation and dropout")

@@ -101,10 +101,12 @@ class _Run:
     def batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Those that follow the run's position."""
         from snn_core.datasets import FrameLoader
+        from snn_core.datasets.augment import CutMix, EventMix
 
         config = self.config
+        mix = {"none": None, "cutmix": CutMix(), "eventmix": EventMix()}[config.mix]
         loader = FrameLoader(
-            self.train_set, config.batch_size, generator=config.seed, augment=config.augment, device=device
+            self.train_set, config.batch_size, generator=config.seed, augment=config.augment, mix=mix, device=device
         )
         loader.set_epoch(*divmod(self.position, self.steps_per_epoch))
         return loader.endless()
@@ -134,7 +136,8 @@ class _Run:
         for hook in self.hooks:
             hook.step()
         self.loss_sum += value * len(labels)
-        self.correct += int((logits.mean(0).argmax(1) == labels).sum())
+        # Of mixed samples the larger part counts.
+        self.correct += int((logits.mean(0).argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum())
         self.position += 1
 
     def last_state(self) -> str:

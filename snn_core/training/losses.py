@@ -15,7 +15,7 @@ def classification_loss(
 
     Args:
         logits: ``[T, B, K]``.
-        labels: ``[B]`` int64.
+        labels: ``[B]`` int64, or ``[B, K]`` float: probabilities, as mixed samples have.
         tet_weight: 0 is rate cross-entropy, 1 temporal efficient training without its regulariser.
         label_smoothing: passed on to the cross-entropy.
 
@@ -31,6 +31,7 @@ def classification_loss(
         mean = functional.cross_entropy(logits.mean(0), labels, label_smoothing=label_smoothing)
         loss = loss + (1 - tet_weight) * mean
     if tet_weight > 0:
-        each = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(steps), label_smoothing=label_smoothing)
+        repeated = labels.repeat(steps, *(1,) * (labels.ndim - 1))
+        each = functional.cross_entropy(logits.flatten(0, 1), repeated, label_smoothing=label_smoothing)
         loss = loss + tet_weight * each
     return loss

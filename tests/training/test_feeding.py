@@ -9,9 +9,9 @@ import torch
 
 from snn_core.backbones import create
 from snn_core.datasets import load_frames, open_frames
-from snn_core.datasets.augment import POLICIES, Affine, Shift
+from snn_core.datasets.augment import POLICIES, Affine, Shift, one_hot
 from snn_core.errors import ArgumentError
-from snn_core.training import TrainConfig, augment_batch, evaluate_accuracy, train_classifier
+from snn_core.training import TrainConfig, augment_batch, classification_loss, evaluate_accuracy, train_classifier
 
 
 def test_frames_on_disk_train_the_same_network() -> None:
@@ -43,3 +43,22 @@ def test_augment_batch_is_a_policy_by_name() -> None:
         augment_batch(frames, "dvs-gesture-mirror", torch.Generator())
     with pytest.raises(ArgumentError, match="got 'mirror'"):
         augment_batch(frames, "mirror", torch.Generator())
+
+
+def test_soft_labels_of_one_class_are_that_label() -> None:
+    logits, labels = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
+    hard = classification_loss(logits, labels, tet_weight=0.3, label_smoothing=0.1)
+    soft = classification_loss(logits, one_hot(labels, 4), tet_weight=0.3, label_smoothing=0.1)
+    torch.testing.assert_close(hard, soft)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "eventmix"])
+def test_mixed_samples_train(mix: str) -> None:
+    data = load_frames("digits-dvs", "train", T=2, limit=40, quiet=True)
+    losses = {}
+    for name in ("none", mix):
+        model = create("conv-snn", seed=0, channels=[4, 4], input_size=(34, 34))
+        config = TrainConfig.model_validate({"epochs": 3, "batch_size": 10, "mix": name, "augment": "none"})
+        losses[name] = [record["loss"] for record in train_classifier(model, data, config, quiet=True).history]
+    assert losses[mix] != losses["none"]
+    assert losses[mix][-1] < losses[mix][0]
