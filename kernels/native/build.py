@@ -37,7 +37,8 @@ MARKER_SOURCE = "native/source_hash.cpp"
 COMMON_SOURCES = (
     "native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp",
     "spike_pack/spike_windows.cpp", "frame_conv/frame_conv.cpp", "nm_matmul/nm_matmul.cpp", "nm_matmul/nm_engine.cpp",
-    "nm_matmul/nm_compress.cpp", "nm_matmul/nm_dense.cpp", "nm_matmul/nm_paths.cpp", "event_frames/event_frames.cpp",
+    "nm_matmul/nm_compress.cpp", "nm_matmul/nm_dense.cpp", "nm_matmul/nm_paths.cpp", "nm_matmul/nm_layer.cpp",
+    "event_frames/event_frames.cpp",
 )  # fmt: skip
 #: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace; ``avx512_vbmi`` adds nothing to them.
 PER_ISA_SOURCES = (
@@ -46,8 +47,9 @@ PER_ISA_SOURCES = (
 )  # fmt: skip
 #: The same, for every instruction set.
 NM_SOURCES = (
-    "nm_matmul/nm_panel_rows.cpp", "nm_matmul/nm_event_rows.cpp", "nm_matmul/nm_lookup_rows.cpp",
-    "nm_matmul/nm_few_rows.cpp", "nm_matmul/nm_kept_rows.cpp", "nm_matmul/nm_dense_rows.cpp",
+    "nm_matmul/nm_panel_rows.cpp", "nm_matmul/nm_event_rows.cpp", "nm_matmul/nm_layer_rows.cpp",
+    "nm_matmul/nm_lookup_rows.cpp", "nm_matmul/nm_few_rows.cpp", "nm_matmul/nm_kept_rows.cpp",
+    "nm_matmul/nm_dense_rows.cpp",
 )  # fmt: skip
 #: Namespace -> compiler flags. ``baseline`` exists everywhere; the others on x86-64 only.
 INSTRUCTION_SETS = {

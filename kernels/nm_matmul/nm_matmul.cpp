@@ -15,6 +15,7 @@
 #include "lif/options.h"
 #include "nm_matmul/nm_arguments.h"
 #include "nm_matmul/nm_engine.h"
+#include "nm_matmul/nm_layer.h"
 #include "nm_matmul/nm_paths.h"
 
 namespace snn_core {
@@ -240,7 +241,13 @@ std::tuple<Tensor, Tensor> nm_spikes_lif(
   Tensor s = contiguous_like(bits, {windows.batch, windows.out_h, windows.out_w, packed ? (outputs + 7) / 8 : outputs},
                              packed ? ScalarType::Byte : out_dtype);
   if (v_last.numel() == 0) return {s, v_last};
-  nm_run(problem, LifSink(options, v0, s, v_last, packed, outputs));
+  if (packed && nm_takes_layer(problem)) {
+    const auto* const start = v0.has_value() ? static_cast<const float*>(v0->data_ptr()) : nullptr;
+    nm_run_layer(problem, {options.p, options.variant, start, static_cast<float*>(v_last.data_ptr()),
+                           static_cast<uint8_t*>(s.data_ptr())});
+  } else {
+    nm_run(problem, LifSink(options, v0, s, v_last, packed, outputs));
+  }
   return {s, v_last};
 }
 

@@ -348,7 +348,9 @@ def digest_of_results(threads: int) -> str:
         y = OPS.nm_spikes(bits, 72, *weight, *conv, torch.bfloat16, EVENT)
         s, v = OPS.nm_spikes_lif(bits, 72, *weight, *conv, 4, None, *LIF.values(), True, torch.float32, EVENT)
         d = OPS.nm_decompress(*weight[:4], 300, weight[5], torch.float32)
-        for t in (y.float(), s, v, d):
+        narrow, _ = make_weight((96, 72, 3, 3), "2:4", dtype)
+        layer = OPS.nm_spikes_lif(bits, 72, *narrow, *conv, 4, None, *LIF.values(), True, torch.float32, EVENT)
+        for t in (y.float(), s, v, d, *layer):
             digest.update(t.numpy().tobytes())
     return digest.hexdigest()
 
