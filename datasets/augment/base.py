@@ -153,6 +153,14 @@ def seeds(generator: torch.Generator, count: int) -> Tensor:
     return torch.randint(0, 2**62, (count,), generator=generator)
 
 
+def interval(middle: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """First pixel and the one behind the last of an interval about ``middle``; of an axis of one pixel, that one."""
+    if side == 1:
+        return torch.zeros_like(middle).long(), torch.ones_like(middle).long()
+    low, high = ((middle + sign * length / 2).round().clamp(0, side).long() for sign in (-1, 1))
+    return low, high
+
+
 def per_sample(values: Tensor, frames: Tensor) -> Tensor:
     """Values [count] as [1, count, 1, 1, 1] beside frames, on their device."""
     return values.to(frames.device).view(1, -1, 1, 1, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_core.datasets.augment.base import Draw, check_frames, check_range
+from snn_core.datasets.augment.base import Draw, check_frames, check_range, interval
 from snn_core.errors import ArgumentError
 
 
@@ -90,12 +90,11 @@ class CutMix(Mix):
     def _places(
         self, generator: torch.Generator, count: int, size: tuple[int, int], share: Tensor
     ) -> dict[str, Tensor]:
-        side = share.sqrt()
+        side = share.sqrt() if min(size) > 1 else share
         values = {}
         for axis, length in zip("xy", size, strict=True):
             middle = torch.rand(count, generator=generator) * length
-            values[f"{axis}0"] = (middle - side * length / 2).round().clamp(0, length).long()
-            values[f"{axis}1"] = (middle + side * length / 2).round().clamp(0, length).long()
+            values[f"{axis}0"], values[f"{axis}1"] = interval(middle, side * length, length)
         return values
 
     def _mask(self, steps: int, draw: Draw) -> Tensor:

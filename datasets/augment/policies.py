@@ -58,6 +58,7 @@ POLICIES: dict[str, Callable[[], Augmentation]] = {
     "dvs-gesture-mirror": lambda: Compose([Flip(0.5, classes=GESTURE_MIRROR), nda(flip=False, magnitude=1)]),
     "cifar10-dvs": nda,
     "event-drop": event_drop,
+    "shd": lambda: Shift(40),
 }
 
 
@@ -72,6 +73,8 @@ def policy(name: str) -> Augmentation:
     - "dvs-gesture": NDA of magnitude 1 without mirror images, whose gestures are of other classes.
     - "dvs-gesture-mirror": the same with mirror images, relabelled by GESTURE_MIRROR.
     - "event-drop": :func:`event_drop`.
+    - "shd": a shift by at most 40 of the 700 channels, as a higher or lower voice. (Nowotny et al. 2022 found shifts
+      of frequency to help; the amount is ours.)
 
     Raises:
         ArgumentError: no such name.

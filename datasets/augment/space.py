@@ -20,6 +20,7 @@ from snn_core.datasets.augment.base import (
     check_pair,
     check_range,
     integers,
+    interval,
     seeds,
     uniform,
     where_on,
@@ -29,7 +30,10 @@ from snn_core.errors import ArgumentError
 
 @dataclass
 class Shift(Augmentation):
-    """Whole pixels in x and y, at most ``pixels`` each way; what leaves is lost, what enters is 0."""
+    """Whole pixels in x and y, at most ``pixels`` each way; what leaves is lost, what enters is 0.
+
+    Of a sensor that is a line of pixels (SHD's 700 channels) the other axis stays.
+    """
 
     pixels: int = 2
 
@@ -38,7 +42,9 @@ class Shift(Augmentation):
 
     def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
         offsets = torch.randint(0, 2 * self.pixels + 1, (count, 2), generator=generator)
-        return Draw(count, size, {"dy": self.pixels - offsets[:, 0], "dx": self.pixels - offsets[:, 1]})
+        width, height = size
+        dy, dx = (self.pixels - offsets).unbind(1)
+        return Draw(count, size, {"dy": dy * (height > 1), "dx": dx * (width > 1)})
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
         height, width = frames.shape[-2:]
@@ -144,6 +150,8 @@ class Affine(Augmentation):
             raise ArgumentError(f"interpolation must be 'bilinear' or 'nearest', got {self.interpolation!r}")
 
     def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        if min(size) < 2:
+            raise ArgumentError(f"Affine needs a plane of pixels, got {size[0]} x {size[1]}; Shift works on a line")
         # theta is what takes output coordinates to input coordinates; both run from -1 to 1 over the frame.
         width, height = size
         angle = uniform(generator, count, math.radians(self.degrees))
@@ -228,8 +236,7 @@ class DropArea(Augmentation):
         values = {}
         for axis, side in zip("xy", size, strict=True):
             middle = torch.rand(count, generator=generator) * side
-            values[f"{axis}0"] = (middle - ratio * side / 2).round().clamp(0, side).long()
-            values[f"{axis}1"] = (middle + ratio * side / 2).round().clamp(0, side).long()
+            values[f"{axis}0"], values[f"{axis}1"] = interval(middle, ratio * side, side)
         return Draw(count, size, values)
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:

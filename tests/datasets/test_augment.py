@@ -398,3 +398,24 @@ def test_bad_arguments_are_named(case: str) -> None:
     call, message = BAD[case]
     with pytest.raises(ArgumentError, match=message):
         call()
+
+
+def test_a_line_of_pixels_is_augmented_along_the_line() -> None:
+    """SHD: 700 channels, one polarity. No transform may move everything off the line."""
+    frames = torch.arange(1.0, 701.0).expand(4, 30, 1, 1, 700)
+    for augmentation in (policy("shd"), Roll(5), Flip(), DropArea((0.2, 0.2)), event_drop(), TimeWarp(), Noise()):
+        moved = augmentation(frames, generator())
+        assert not torch.equal(moved, frames)
+        assert (moved.sum((0, 2, 3, 4)) > 0).all()
+    shifted = (policy("shd")(frames, generator()) > 0).sum((0, 2, 3, 4)) / 4
+    assert shifted.min() >= 660
+    area = (DropArea((0.2, 0.2))(frames, generator()) == 0).sum((0, 2, 3, 4)) / 4
+    assert area.max() == 140
+    mixed, _ = CutMix(1.0).apply(frames, one_hot(torch.arange(30), 30), CutMix(1.0).draw(generator(), 30, (700, 1)))
+    assert mixed.shape == frames.shape
+    with pytest.raises(ArgumentError, match="Affine needs a plane of pixels, got 700 x 1"):
+        Affine()(frames, generator())
+    channels = make_events(np.arange(700), np.arange(700), np.zeros(700), np.zeros(700))
+    moved_events = policy("shd")(channels, generator(), (700, 1))
+    assert 660 <= len(moved_events) < 700
+    assert set(moved_events["y"]) == {0}
