@@ -29,7 +29,9 @@ struct NMBlock {
   int64_t position, count, steps, positions;
 
   int64_t rows() const { return steps * count; }
-  int64_t row(int64_t i) const { return i / count * positions + position + i % count; }
+  int64_t row(int64_t i) const {
+    return steps == 1 ? position + i : i / count * positions + position + i % count;
+  }
 };
 
 // Takes the sums of a block [rows, ld], scaled and with the bias, of outputs first <= o < last.

@@ -9,28 +9,38 @@ namespace snn_core {
 namespace {
 
 SNN_VECTOR_INLINE uint64_t some_bytes(const uint8_t* bytes, int64_t count) {
+  if (count >= 4) {  // two halves, which may overlap
+    const uint64_t low = load_unaligned<uint32_t>(bytes), high = load_unaligned<uint32_t>(bytes + count - 4);
+    return low | high << (8 * (count - 4));
+  }
   uint64_t word = 0;
   for (int64_t i = 0; i < count; ++i) word |= static_cast<uint64_t>(bytes[i]) << (8 * i);
   return word;
 }
 
 // Appends base + the positions of the bits of `word`.
-SNN_VECTOR_INLINE uint16_t* append(uint64_t word, uint16_t base, uint16_t* out) {
 #if defined(__AVX512VBMI2__)
-  // Without a loop over the spikes, whose number the processor could not guess.
-  const __m512i low = _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12,
-                                       11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i from = _mm512_add_epi16(low, _mm512_set1_epi16(static_cast<short>(base)));
-  const auto first = static_cast<uint32_t>(word), second = static_cast<uint32_t>(word >> 32);
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(first, from));
-  out += __builtin_popcount(first);
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi16(second, _mm512_add_epi16(from, _mm512_set1_epi16(32))));
-  return out + __builtin_popcount(second);
+// Without a loop over the spikes, whose number the processor could not guess.
+SNN_VECTOR_INLINE uint16_t* append(uint64_t word, uint16_t base, uint16_t* out) {
+  alignas(64) static constexpr uint8_t kPositions[64] = {
+      0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+      22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+      44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+  const __m512i from = _mm512_set1_epi16(static_cast<short>(base));
+  const __m512i there = _mm512_maskz_compress_epi8(word, _mm512_load_si512(kPositions));
+  const int count = __builtin_popcountll(word);
+  _mm512_storeu_si512(out, _mm512_add_epi16(from, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(there))));
+  if (count > 32) {
+    _mm512_storeu_si512(out + 32, _mm512_add_epi16(from, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(there, 1))));
+  }
+  return out + count;
+}
 #else
+SNN_VECTOR_INLINE uint16_t* append(uint64_t word, uint16_t base, uint16_t* out) {
   for (; word != 0; word &= word - 1) *out++ = static_cast<uint16_t>(base + __builtin_ctzll(word));
   return out;
-#endif
 }
+#endif
 
 // The same for a run of bytes.
 SNN_VECTOR_INLINE uint16_t* append_bytes(const uint8_t* bytes, int64_t count, uint16_t base, uint16_t* out) {

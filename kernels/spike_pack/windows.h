@@ -143,13 +143,17 @@ struct SpikeWindows {
     }
   }
 
-  // Without the call of a library function where pixels are whole words.
+  // Without the call of a library function, which takes longer than these few bytes; the last words may overlap.
   static void copy(uint8_t* out, const uint8_t* from, int64_t count) {
-    if (count % 8 != 0 || count > 256) {
+    if (count < 4 || count > 256) {
       std::memcpy(out, from, count);
-      return;
+    } else if (count < 8) {
+      std::memcpy(out, from, 4);
+      std::memcpy(out + count - 4, from + count - 4, 4);
+    } else {
+      for (int64_t i = 0; i + 8 < count; i += 8) std::memcpy(out + i, from + i, 8);
+      std::memcpy(out + count - 8, from + count - 8, 8);
     }
-    for (int64_t i = 0; i < count; i += 8) std::memcpy(out + i, from + i, 8);
   }
 
   static int64_t extent(int64_t size, int which, int64_t window, int64_t step, int64_t pad, int64_t dilation) {
