@@ -129,7 +129,9 @@ def check_events(events: Any, draw: Draw) -> None:
     width, height = draw.size
     for name, side in (("x", width), ("y", height)):
         column = events[name]
-        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < side:
+        if not len(column):
+            continue
+        if not 0 <= int(column.min()) <= int(column.max()) < side:
             raise ArgumentError(f"{name} of the events must lie in 0..{side - 1}, got {column.min()}..{column.max()}")
 
 
@@ -189,6 +191,21 @@ def fields_of(draw: Draw, frames: Tensor) -> Tensor:
     return torch.stack([field_of(seed, shape) for seed in draw.values["seed"].tolist()], 1).to(frames.device)
 
 
+def copied(events: Events) -> Events:
+    """A copy. As bytes: numpy copies structured arrays field by field, which takes five times as long, measured."""
+    return as_bytes(events).copy().view(events.dtype)
+
+
+def kept(events: Events, chosen: NDArray[np.bool_]) -> Events:
+    """A copy of those that are chosen. ``take`` has no such trouble with fields."""
+    return events.take(np.flatnonzero(chosen))
+
+
+def as_bytes(events: Events) -> Events:
+    """The same memory without the names of its fields."""
+    return events.view(np.dtype((np.void, events.dtype.itemsize)))
+
+
 def span_of(events: Events) -> tuple[int, int]:
     """First time stamp, and microseconds from it to the last (at least 1)."""
     return int(events["t"][0]), max(int(events["t"][-1]) - int(events["t"][0]), 1)
@@ -198,7 +215,7 @@ def sorted_by_time(events: Events) -> Events:
     """The events in the order of t (stable)."""
     if (events["t"][1:] >= events["t"][:-1]).all():
         return events
-    return events[np.argsort(events["t"], kind="stable")]
+    return events.take(np.argsort(events["t"], kind="stable"))
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

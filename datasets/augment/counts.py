@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -14,14 +13,16 @@ from snn_core.datasets.augment.base import (
     Augmentation,
     Draw,
     Events,
+    as_bytes,
     between,
     check_pair,
     check_range,
+    copied,
     field_of,
     fields_of,
+    kept,
     per_sample,
     seeds,
-    sorted_by_time,
     span_of,
     where_on,
 )
@@ -48,7 +49,7 @@ class PolarityFlip(Augmentation):
     def _events(self, events: Events, draw: Draw) -> Events:
         if not draw.item("on"):
             return events
-        moved = events.copy()
+        moved = copied(events)
         moved["p"] = 1 - moved["p"]
         return moved
 
@@ -83,7 +84,7 @@ class DropEvents(Augmentation):
 
     def _events(self, events: Events, draw: Draw) -> Events:
         lost = (field_of(draw.item("seed"), (len(events),)) < draw.item("ratio")).numpy()
-        return cast(Events, events[~lost]) if not lost.all() else events
+        return kept(events, ~lost) if not lost.all() else events
 
 
 @dataclass
@@ -128,7 +129,9 @@ class Noise(Augmentation):
         noise = np.zeros(number, events.dtype)
         for name, low, high in (("t", start, start + span), ("x", 0, width - 1), ("y", 0, height - 1), ("p", 0, 1)):
             noise[name] = torch.randint(low, high + 1, (number,), generator=generator).numpy()
-        return sorted_by_time(np.concatenate([events, noise]))
+        noise.sort(order="t")
+        places = np.searchsorted(events["t"], noise["t"], side="right")
+        return np.insert(as_bytes(events), places, as_bytes(noise)).view(events.dtype)
 
     def _number(self, pixels: int, seed: int) -> tuple[int, torch.Generator]:
         generator = torch.Generator().manual_seed(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from snn_core.datasets.augment.base import (
     between,
     check_pair,
     check_range,
+    copied,
     integers,
     interval,
+    kept,
     seeds,
     uniform,
     where_on,
@@ -77,7 +79,7 @@ class Roll(Augmentation):
         return torch.stack([torch.roll(frames[:, i], offset, (2, 3)) for i, offset in enumerate(offsets)], 1)
 
     def _events(self, events: Events, draw: Draw) -> Events:
-        moved = events.copy()
+        moved = copied(events)
         width, height = draw.size
         moved["x"] = (events["x"].astype(np.int64) + draw.item("dx")) % width
         moved["y"] = (events["y"].astype(np.int64) + draw.item("dy")) % height
@@ -112,7 +114,7 @@ class Flip(Augmentation):
     def _events(self, events: Events, draw: Draw) -> Events:
         if not draw.item("on"):
             return events
-        moved = events.copy()
+        moved = copied(events)
         moved[self.axis] = draw.size[0 if self.axis == "x" else 1] - 1 - events[self.axis]
         return moved
 
@@ -248,9 +250,9 @@ class DropArea(Augmentation):
         return result
 
     def _events(self, events: Events, draw: Draw) -> Events:
-        dropped = (events["x"] >= draw.item("x0")) & (events["x"] < draw.item("x1"))
-        dropped &= (events["y"] >= draw.item("y0")) & (events["y"] < draw.item("y1"))
-        return cast(Events, events[~dropped])
+        x, y = np.ascontiguousarray(events["x"]), np.ascontiguousarray(events["y"])
+        dropped = (x >= draw.item("x0")) & (x < draw.item("x1")) & (y >= draw.item("y0")) & (y < draw.item("y1"))
+        return kept(events, ~dropped)
 
 
 @dataclass
@@ -302,9 +304,9 @@ def _windows(frames: Tensor, left: Tensor, top: Tensor, width: int, height: int)
 def _inside(events: Events, x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> Events:
     """The events at their new places, those off the sensor left out."""
     inside = (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
-    kept = events[inside]
-    kept["x"], kept["y"] = x[inside], y[inside]
-    return kept
+    moved = kept(events, inside)
+    moved["x"], moved["y"] = x[inside], y[inside]
+    return moved
 
 
 def _nearest(frames: Tensor, theta: Tensor) -> Tensor:

@@ -14,9 +14,12 @@ from snn_core.datasets.augment.base import (
     Augmentation,
     Draw,
     Events,
+    as_bytes,
     between,
     check_pair,
     check_range,
+    copied,
+    kept,
     seeds,
     sorted_by_time,
     span_of,
@@ -56,9 +59,9 @@ class TimeShift(Augmentation):
         if not len(events):
             return events
         start, span = span_of(events)
-        moved = events.copy()
+        moved = copied(events)
         moved["t"] += round(draw.item("later") * span)
-        return moved[(moved["t"] >= start) & (moved["t"] <= start + span)]
+        return kept(moved, (moved["t"] >= start) & (moved["t"] <= start + span))
 
 
 @dataclass
@@ -84,7 +87,7 @@ class TimeReverse(Augmentation):
     def _events(self, events: Events, draw: Draw) -> Events:
         if not draw.item("on") or not len(events):
             return events
-        moved = events[::-1].copy()
+        moved = copied(events[::-1])
         moved["t"] = int(events["t"][0]) + int(events["t"][-1]) - moved["t"]
         moved["p"] = 1 - moved["p"]
         return moved
@@ -138,11 +141,11 @@ class TimeWarp(Augmentation):
         if not len(events):
             return events
         start, span = span_of(events)
-        moved = events.copy()
+        moved = copied(events)
         u = torch.from_numpy((events["t"] - start) / span)
         a, b, speed = (torch.tensor(draw.item(name), dtype=torch.float64) for name in ("a", "b", "speed"))
         moved["t"] = start + np.rint((_warp(u, a, b) * speed).numpy() * span).astype(np.int64)
-        return moved[moved["t"] <= start + span]
+        return kept(moved, moved["t"] <= start + span)
 
 
 @dataclass
@@ -165,7 +168,7 @@ class TimeJitter(Augmentation):
             return events
         start, span = span_of(events)
         deviates = torch.randn(len(events), generator=torch.Generator().manual_seed(draw.item("seed")))
-        moved = events.copy()
+        moved = copied(events)
         moved["t"] += np.rint(deviates.numpy() * self.microseconds).astype(np.int64)
         np.clip(moved["t"], start, start + span, out=moved["t"])
         return sorted_by_time(moved)
@@ -203,9 +206,12 @@ class DropTime(Augmentation):
         if not len(events):
             return events
         start, span = span_of(events)
-        u = (events["t"] - start) / span
-        kept = events[(u < draw.item("start")) | (u >= draw.item("end"))]
-        return kept if len(kept) else events
+        edges = [start + draw.item(name) * span for name in ("start", "end")]
+        first, last = np.searchsorted(events["t"], edges)
+        if last - first == len(events):
+            return events
+        raw = as_bytes(events)
+        return np.concatenate([raw[:first], raw[last:]]).view(events.dtype)
 
 
 def _warp(u: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -419,3 +419,20 @@ def test_a_line_of_pixels_is_augmented_along_the_line() -> None:
     moved_events = policy("shd")(channels, generator(), (700, 1))
     assert 660 <= len(moved_events) < 700
     assert set(moved_events["y"]) == {0}
+
+
+def test_deterministic_transforms_of_events_equal_tonics() -> None:
+    transforms = pytest.importorskip("tonic.transforms")
+    events = make_recording(3)
+    size = (*SIZE, 2)
+    for ours, theirs in (
+        (Flip(1.0), transforms.RandomFlipLR(size, p=1)),
+        (Flip(1.0, "y"), transforms.RandomFlipUD(size, p=1)),
+        (PolarityFlip(1.0), transforms.RandomFlipPolarity(p=1)),
+        (TimeReverse(1.0), transforms.RandomTimeReversal(p=1)),
+    ):
+        moved, expected = ours(events, generator(), size), theirs(events)
+        for name in "xyp":
+            np.testing.assert_array_equal(moved[name], expected[name])
+        # tonic counts the reverse from 0, here it keeps the first time stamp.
+        np.testing.assert_array_equal(moved["t"] - moved["t"][0], expected["t"] - expected["t"][0])
