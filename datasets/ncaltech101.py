@@ -46,7 +46,8 @@ TEST = sum(count // EVERY for count in COUNTS.values())
 SUFFIXES = {".bin": "", ".npz": "SpikingJelly's events"}
 FOLDERS = (
     "NCALTECH101/Caltech101", "NCaltech101/Caltech101", "N-Caltech101/Caltech101", "N-Caltech101", "NCaltech101",
-    "ncaltech101", "Caltech101", "extract/Caltech101", "events_np", "NCaltech101/events_np",
+    "ncaltech101", "Caltech101", "extract/Caltech101", "NCaltech101/extract/Caltech101", "events_np",
+    "NCaltech101/events_np",
 )  # fmt: skip
 
 INFO = DatasetInfo(

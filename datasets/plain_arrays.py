@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,8 +16,11 @@ from numpy.typing import NDArray
 
 from snn_core.errors import DataError
 
-#: What numpy's header parser and zipfile raise on damaged files (RuntimeError: encrypted).
-DAMAGED = (ValueError, TypeError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, KeyError)
+#: What numpy's header parser (from SyntaxError on) and zipfile raise on damaged files (RuntimeError: encrypted).
+DAMAGED = (
+    ValueError, TypeError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    KeyError, SyntaxError, tokenize.TokenError, AttributeError, IndexError, OverflowError, MemoryError,
+)  # fmt: skip
 #: Bytes of one array; far above a recording's frames, so that a small file cannot unpack to gigabytes.
 MAX_BYTES = 1 << 31
 

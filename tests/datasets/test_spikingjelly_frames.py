@@ -167,6 +167,27 @@ def test_damaged_files(folder: Path) -> None:
             load(folder)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_random_damage_ends_in_an_error_or_in_frames(tmp_path: Path, save: Callable[..., None]) -> None:
+    path = tmp_path / "train/0/a.npz"
+    path.parent.mkdir(parents=True)
+    save(path, frames=counts(0))
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    errors = 0
+    for case in range(300):
+        data = bytearray(whole[: generator.integers(len(whole))] if case % 3 == 0 else whole)
+        for place in generator.integers(0, len(data), case % 3 * 4) if data else ():
+            data[place] = generator.integers(256)
+        path.write_bytes(data)
+        try:
+            assert load(tmp_path).frames.shape[0] == 1
+        except DataError as error:
+            assert "a.npz" in str(error)  # noqa: PT017
+            errors += 1
+    assert errors > 150
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
