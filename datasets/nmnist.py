@@ -81,6 +81,10 @@ class NMNISTSource:
                 )
         return [recording for part in wanted for recording in self._recordings[part]]
 
+    def counts(self) -> dict[str, int]:
+        """Number of recordings of "train" and "test"."""
+        return {split: len(found) for split, found in self._recordings.items()}
+
     def content_hash(self, split: str) -> str:
         """SHA-256 of the zip's bytes, or of every file of the split: relative path, size and bytes."""
         recordings = self.recordings(split)

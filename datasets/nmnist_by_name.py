@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
+from snn_core.datasets.folder_source import name_of_part
 from snn_core.datasets.nmnist import CLASS_NAMES, HOW_TO_GET, SPLIT_FOLDERS, NMNISTSource
 from snn_core.datasets.nmnist_format import SENSOR_SIZE
 from snn_core.datasets.roots import data_root
@@ -36,17 +37,24 @@ def open_nmnist(root: Path | None = None, *, download: bool = False) -> NMNISTSo
         found = [part for part in SPLIT_FOLDERS.values() if (folder / part).is_dir()]
         # One of the two alone is what an interrupted download leaves; it must not hide what else there is.
         if len(found) == len(SPLIT_FOLDERS):
-            return NMNISTSource(folder, "nmnist")
+            return _named(folder)
         if found and not half:
             half = f"; {folder} holds only {found[0]}/, give it as a path to use it alone"
     if (where / PART_OF_NMNIST).is_file():
-        return NMNISTSource(where / PART_OF_NMNIST, "nmnist (part: 750 train, 100 test)")
+        return _named(where / PART_OF_NMNIST)
     if download:
         given = root is not None or bool(os.environ.get("SNN_DATA"))
-        return NMNISTSource(_download(where if given else cache_root() / "data"), "nmnist")
+        return _named(_download(where if given else cache_root() / "data"))
     raise DataError(
         f"N-MNIST is not in {where} (neither Train/ and Test/, NMNIST/, nor {PART_OF_NMNIST}){half}. {HOW_TO_GET}"
     )
+
+
+def _named(path: Path) -> NMNISTSource:
+    """The source, called a part in its name where it is one: results are not to be taken for those of the whole."""
+    source = NMNISTSource(path)
+    source.name = name_of_part(DATASET.info, source.counts(), DATASET.info.splits["official"])
+    return source
 
 
 def _download(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""``snn data``: the cache of frames: build, verify, list, clear."""
+"""``snn data``: the cache of frames: build, verify, list, clear; and which data sets there are by name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from snn_core.cli import common
+from snn_core.cli import common, data_sets
 from snn_core.errors import ArgumentError, DataError
 
-app = typer.Typer(name="data", help="Frames on disk: build, verify, list and clear their cache.", no_args_is_help=True)
+app = typer.Typer(
+    name="data",
+    help="Data sets by name; frames on disk: build, verify, list and clear their cache.",
+    no_args_is_help=True,
+)
+
+app.command()(data_sets.sets)
 
 CacheOption = Annotated[
     Path | None,

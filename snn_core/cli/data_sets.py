@@ -19,23 +19,21 @@ def sets(
     if name is not None:
         facts = datasets.info(name)
         result = facts.model_dump(mode="json")
-        table = common.make_table(facts.title, ["", ""], [[key, _text(value)] for key, value in result.items()])
-        common.show(result, table, as_json)
+        common.show(result, "\n".join(f"{key}: {_text(value)}" for key, value in result.items()), as_json)
         return
     known = [datasets.info(each) for each in datasets.list_datasets()]
     rows = []
     for facts in known:
         counts = " + ".join(f"{count:,}" for count in next(iter(facts.splits.values())).values())
         width, height, _ = facts.sensor_size
-        splits = ", ".join(facts.splits)
-        rows.append([facts.name, facts.title, counts, str(facts.num_classes), f"{width} x {height}", splits])
-    columns = ["name", "title", "train + test", "classes", "sensor", "splits"]
+        rows.append([facts.name, counts, str(facts.num_classes), f"{width} x {height}"])
+    columns = ["name", "train + test", "classes", "sensor"]
     result = {"datasets": [facts.model_dump(mode="json") for facts in known]}
     common.show(result, common.make_table(f"{len(rows)} data sets", columns, rows), as_json)
 
 
 def _text(value: object) -> str:
-    """A fact on one line, or on one a part."""
+    """A fact on one line."""
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {_text(part)}" for key, part in value.items())
+        return "; ".join(f"{key}: {_text(part)}" for key, part in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from snn_core.cli.main import run
-from snn_core.datasets import clear_cache, list_cache, make_events, open_frames, write_nmnist
+from snn_core.datasets import clear_cache, info, list_cache, list_datasets, make_events, open_frames, write_nmnist
 from snn_core.datasets.part_file import PartFile, compressed
 from snn_core.errors import StorageError
 
@@ -149,3 +149,14 @@ def test_clear_keeps_what_is_being_built(cache: Path) -> None:
 def test_files_of_another_version_are_told(cache: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("snn_core.datasets.cache_files.FORMAT_VERSION", 99)
     assert [file.state for file in list_cache(cache)].count("other version") == 2
+
+
+def test_sets_by_name(snn: Snn) -> None:
+    known = {facts["name"]: facts for facts in snn("sets")["datasets"]}
+    assert set(known) == set(list_datasets())
+    assert snn("sets", "cifar10-dvs") == known["cifar10-dvs"] == info("cifar10-dvs").model_dump(mode="json")
+    assert "9,000 + 1,000" in snn("sets", as_json=False)
+    text = snn("sets", "shd", as_json=False)
+    assert "licence: CC BY 4.0" in text
+    assert "splits: official: train: 8156; test: 2264" in text
+    assert "did you mean 'cifar10-dvs'" in snn("sets", "cifar10_dvs", code=2)

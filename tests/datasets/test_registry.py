@@ -38,7 +38,11 @@ def test_load_is_load_frames_of_the_opened_source(layout: Path) -> None:
     for root in (layout, str(layout)):
         found = load("nmnist", root, "train", T=4, by="count", use_cache=False)
         assert torch.equal(found.frames, expected.frames)
-        assert (found.ids, found.name, found.content_key) == (expected.ids, "nmnist", expected.content_key)
+        assert (found.ids, found.name, found.content_key) == (
+            expected.ids,
+            "nmnist (part: 9 train, 3 test)",
+            expected.content_key,
+        )
     assert len(load("nmnist", layout, T=1, limit=3, quiet=True, use_cache=False)) == 3
 
 

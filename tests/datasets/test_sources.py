@@ -58,7 +58,7 @@ def test_content_hash_follows_content(make_layout: Make) -> None:
 
 
 def test_missing_folder_says_where_to_get_the_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no data source .*nowhere.*digits-dvs, nmnist.*garrickorchard.*SNN_DATA"):
+    with pytest.raises(DataError, match=r"no data source .*nowhere.*digits-dvs.*nmnist.*garrickorchard.*SNN_DATA"):
         load_frames(tmp_path / "nowhere", "train")
 
 
@@ -211,7 +211,7 @@ def test_bad_recording_names_file_and_offset(layout: Path, zipped: Callable[[Pat
 
 @pytest.mark.parametrize("source", ["", None, 3])
 def test_source_of_the_wrong_type(source: object) -> None:
-    with pytest.raises(ArgumentError, match="source must be one of digits-dvs, nmnist or a path"):
+    with pytest.raises(ArgumentError, match=r"source must be one of .*digits-dvs.*nmnist.* or a path"):
         load_frames(source, "train")  # type: ignore[arg-type]
 
 
