@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -289,3 +290,13 @@ def test_inference_benchmark(tmp_path: Path) -> None:
     assert cell["failed"] == {}
     assert cell["difference"] < 1e-3
     assert cell["speedup"] == cell["ms"][cell["best_dense"]] / cell["ms"]["fused"]
+
+
+def test_killed_builds_of_the_frame_cache(tmp_path: Path) -> None:
+    """A few of the kills that benchmarks/cache_kills.py makes; SNN_KILLS asks for more."""
+    rounds = int(os.environ.get("SNN_KILLS", "6"))
+    run("benchmarks/cache_kills.py", "--rounds", str(rounds), "--samples", "100", "--json", tmp_path / "kills.json")
+    result = json.loads((tmp_path / "kills.json").read_text())["result"]
+    assert result["kills"] == rounds
+    assert result["next_runs"] > 0
+    assert result["wrong_samples"] == 0
