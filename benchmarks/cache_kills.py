@@ -4,16 +4,15 @@
 
 Each round starts one process (every third time two at once, on the same folder) that builds the frames of 500 made-up
 recordings of 4,000 random events, and kills it after a random part of the time that a build takes; every fourth time
-from the moment on when the finished file begins to be composed, which is short. What it left is noted. Then either the next round's process goes on from there, or the next run is made at once: every sample, label and
-id it gives is compared with frames that never were on disk, and nothing may lie in the folder but the one file.
+soon after the finished file begins to be composed, which is short. What it left is noted. Then either the next round's
+process goes on from there, or the next run is made at once: every sample, label and id it gives is compared with frames
+that never were on disk, and nothing may lie in the folder but the one file.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import signal
 import tempfile
 import time
 from collections import Counter
@@ -107,9 +106,8 @@ def kill_rounds(rounds: int, num: int, seed: int) -> dict[str, Any]:
                 wait_for_composition(folder, children[0])
                 time.sleep(random.uniform(0, seconds / 20))
             else:
-                time.sleep(random.uniform(0, seconds))
-            assert children[0].pid is not None
-            os.kill(children[0].pid, signal.SIGKILL)
+                time.sleep(random.uniform(0, 0.7 * seconds))
+            children[0].kill()
             children[0].join()
             if len(children) == 1:
                 left[left_behind(folder)] += 1
