@@ -86,7 +86,7 @@ class DiskFrameDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def sensor_size(self) -> tuple[int, int, int]:
-        """(W, H, 2), as tonic writes it."""
+        """(W, H, P), as tonic writes it."""
         return self._shape[3], self._shape[2], self._shape[1]
 
     @property
@@ -98,25 +98,36 @@ class DiskFrameDataset(Dataset[tuple[Tensor, int]]):
         return len(self._chunks)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Frames uint8 [T, 2, H, W] and label of one recording. IndexError outside the set.
+        """Frames uint8 [T, P, H, W] and label of one recording. IndexError outside the set.
 
         Raises:
             DataError: the file was damaged since it was opened.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a set of {len(self)} samples")
+        index = int(index) % len(self)
         frames = torch.empty(self._shape, dtype=torch.uint8)
-        self._read(int(index) % len(self), frames)
+        offset, size = self._chunks[index].tolist()
+        self._read(index, offset, size, frames.numpy().reshape(-1))
         return frames, int(self.labels[index])
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Frames uint8 [B, T, 2, H, W] and labels int64 [B] of some recordings, in their order. Errors as for one."""
-        frames = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
-        for row, index in enumerate(indices):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"index {index} of a set of {len(self)} samples")
-            self._read(int(index) % len(self), frames[row])
-        return frames, self.labels[torch.as_tensor(indices, dtype=torch.int64)]
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """The samples at those indices, which share their memory. A DataLoader asks for a whole batch this way."""
+        frames, labels = self.batch(indices)
+        return list(zip(frames.unbind(), labels.tolist(), strict=True))
+
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Frames uint8 [B, T, P, H, W] and labels int64 [B] of some recordings, in their order. Errors as for one."""
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        outside = (chosen < -len(self)) | (chosen >= len(self))
+        if outside.any():
+            raise IndexError(f"index {chosen[outside][0]} of a set of {len(self)} samples")
+        chosen %= max(1, len(self))
+        frames = torch.empty(len(chosen), *self._shape, dtype=torch.uint8)
+        rows = frames.numpy().reshape(len(chosen), -1)
+        for row, index, (offset, size) in zip(rows, chosen.tolist(), self._chunks[chosen].tolist(), strict=True):
+            self._read(index, offset, size, row)
+        return frames, self.labels[torch.from_numpy(chosen)]
 
     def load(self) -> FrameDataset:
         """All of it in memory."""
@@ -133,17 +144,17 @@ class DiskFrameDataset(Dataset[tuple[Tensor, int]]):
             description=self.description,
         )
 
-    def _read(self, index: int, target: Tensor) -> None:
-        offset, size = self._chunks[index]
+    def _read(self, index: int, offset: int, size: int, target: NDArray[np.uint8]) -> None:
+        """One sample into ``target`` uint8 [T * P * H * W]."""
         try:
-            data = zlib.decompress(os.pread(self._descriptor, int(size), int(offset)), bufsize=target.numel())
+            data = zlib.decompress(os.pread(self._descriptor, size, offset), bufsize=target.size)
         except (OSError, zlib.error) as error:
             raise DataError(f"{self.path}: sample {index}, {size} bytes at offset {offset}: {error}") from error
-        if len(data) != target.numel():
+        if len(data) != target.size:
             raise DataError(
-                f"{self.path}: sample {index} at offset {offset} holds {len(data)} bytes, not {target.numel()}"
+                f"{self.path}: sample {index} at offset {offset} holds {len(data)} bytes, not {target.size}"
             )
-        target.numpy().reshape(-1)[:] = np.frombuffer(data, np.uint8)
+        target[:] = np.frombuffer(data, np.uint8)
 
     def __repr__(self) -> str:
         kind = "simulated" if self.simulated else "real recordings"

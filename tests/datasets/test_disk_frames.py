@@ -31,12 +31,19 @@ def test_same_samples_as_in_memory(layout: Path, tmp_path: Path) -> None:
         frames, labels = on_disk.batch(order)
         assert torch.equal(frames, in_memory.frames[order])
         assert torch.equal(labels, in_memory.labels[order])
+        several = on_disk.__getitems__(order)
+        assert torch.equal(torch.stack([sample for sample, _ in several]), in_memory.frames[order])
+        assert [label for _, label in several] == labels.tolist()
+        last, label_of_last = on_disk.batch([-1])
+        assert torch.equal(last[0], in_memory[-1][0])
+        assert label_of_last.tolist() == [in_memory[-1][1]]
+        assert on_disk.batch([])[0].shape == (0, *in_memory.frames.shape[1:])
         assert torch.equal(on_disk.load().frames, in_memory.frames)
         for wrong in (len(in_memory), -len(in_memory) - 1):
             with pytest.raises(IndexError):
                 on_disk[wrong]
             with pytest.raises(IndexError):
-                on_disk.batch([wrong])
+                on_disk.batch([0, wrong])
     # One cache serves both.
     assert len(list((tmp_path / "c").iterdir())) == 2
     load_frames(layout, "train", cache_dir=tmp_path / "c", T=4)
