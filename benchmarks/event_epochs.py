@@ -2,7 +2,7 @@
 
     python benchmarks/event_epochs.py
 
-Samples: the 750 training recordings of nmnist_850.zip as frames of T = 16 by time; and 7,500, each recording ten times
+Samples: the 750 training recordings of nmnist_850.zip as frames of T = 16 by time; and 3,000, each recording four times
 under names of its own, where starting worker processes counts less (N-MNIST itself has 60,000). Batches of 50 in a
 shuffled order, each summed up. One torch thread in every process.
 
@@ -40,7 +40,7 @@ from snn_core.datasets.source import Recording
 T, BATCH = 16, 50
 TONIC_DTYPE = np.dtype([("x", int), ("y", int), ("t", int), ("p", int)])
 #: Recordings, how often each, epochs measured.
-SETS = ((1, 7), (10, 3))
+SETS = ((1, 7), (4, 3))
 
 
 class Repeated:
