@@ -40,7 +40,7 @@ from snn_core.datasets.source import Recording
 T, BATCH = 16, 50
 TONIC_DTYPE = np.dtype([("x", int), ("y", int), ("t", int), ("p", int)])
 #: Recordings, how often each, epochs measured.
-SETS = ((1, 7), (4, 3))
+SETS = ((1, 5), (4, 2))
 
 
 class Repeated:

@@ -1,4 +1,4 @@
-"""Speed of event data beside tonic's: reading N-MNIST files, events to frames, an epoch of frames from disk.
+"""Speed of event data beside tonic's: reading N-MNIST files, and events to frames.
 
     python benchmarks/event_speed.py --output benchmarks/results/event_speed_cpu.json
 
@@ -6,10 +6,6 @@ Recordings: the 850 of nmnist_850.zip, and one made of random numbers, 4 million
 one (``random``). Results are compared for equality first. Contenders run in turn in one process, with the threads named
 beside them; the fastest of ``--repeats`` passes counts, since whatever else the machine does only slows a pass down.
 Passes of one thread are measured in processor time, which other processes take no part of; all else by the clock.
-
-An epoch is that of a DataLoader over the 750 training recordings as frames of T = 16 by time, batches of 50, shuffled,
-without workers and with two, from tonic's DiskCachedDataset (its default, lzf) and from ours: ``open_frames`` (frames
-on disk) and ``load_frames`` (frames in memory; with and without the time of loading them).
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -28,12 +23,10 @@ import numpy as np
 import source_tree  # noqa: F401  makes snn_core importable
 import torch
 from common import RESULTS, command_line, machine
-from tonic import DiskCachedDataset
 from tonic.io import read_mnist_file
 from tonic.transforms import ToFrame
-from torch.utils.data import DataLoader, Dataset
 
-from snn_core.datasets import data_root, decode_nmnist, iterate_events, load_frames, make_events, open_frames
+from snn_core.datasets import data_root, decode_nmnist, iterate_events, make_events
 from snn_core.files import write_json
 from snn_core.kernels import EventFramer, RecordingExtent, event_frames, event_frames_batch
 
@@ -43,7 +36,6 @@ TONIC_DTYPE = np.dtype([("x", int), ("y", int), ("t", int), ("p", int)])
 Rules = tuple[dict[str, int], ...]
 RULES: Rules = ({"n_time_bins": 3}, {"n_time_bins": 16}, {"n_event_bins": 3}, {"time_window": 10_000})
 CHUNK = 100_000
-BATCH = 50
 
 Contenders = dict[str, tuple[int, Callable[[], object]]]
 
@@ -172,62 +164,10 @@ def long_recording(rule: dict[str, Any], events: Any, copy: Any, repeats: int) -
     return rates(contenders, LARGE_EVENTS, repeats)
 
 
-class TonicFrames(Dataset[tuple[Any, int]]):
-    """What tonic's cache is filled from."""
-
-    def __init__(self) -> None:
-        self.samples = [(for_tonic(events), label) for events, label, _ in iterate_events("nmnist", "train")]
-        self.to_frame = ToFrame(sensor_size=SENSOR_SIZE, n_time_bins=16)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        events, label = self.samples[index]
-        return self.to_frame(events), label
-
-
-def epoch(dataset: Any, workers: int) -> int:
-    """Sum of all counts, over one shuffled pass."""
-    generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, generator=generator)
-    return sum(int(frames.sum()) for frames, _ in loader)
-
-
-def epoch_times(repeats: int) -> dict[str, Any]:
-    """Seconds of an epoch from disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"T": 16, "cache_dir": f"{folder}/snn_core", "quiet": True}
-        load_frames("nmnist", "train", **options)
-        tonic = DiskCachedDataset(TonicFrames(), cache_path=f"{folder}/tonic")
-        for index in range(len(tonic)):
-            tonic[index]
-        on_disk, in_memory = open_frames("nmnist", "train", **options), load_frames("nmnist", "train", **options)
-        assert epoch(on_disk, 0) == epoch(in_memory, 0) == epoch(tonic, 0)
-
-        def times(workers: int) -> dict[str, float]:
-            contenders: Contenders = {
-                "tonic": (1, lambda: epoch(tonic, workers)),
-                "open_frames": (1, lambda: epoch(on_disk, workers)),
-                "load_frames": (1, lambda: epoch(in_memory, workers)),
-                "load_frames, with loading": (
-                    1, lambda: epoch(load_frames("nmnist", "train", **options), workers)
-                ),
-            }  # fmt: skip
-            seconds = fastest(contenders, repeats, processor_time=False)
-            ratios = {
-                f"tonic / {name}": round(seconds["tonic"] / s, 1) for name, s in seconds.items() if name != "tonic"
-            }
-            return {name: round(value, 4) for name, value in seconds.items()} | ratios
-
-        return {f"{workers} workers": times(workers) for workers in (0, 2)}
-
-
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "read, million events a second": read_speed,
     "frames of N-MNIST, million events a second": frame_speeds,
     "frames of a long random recording, million events a second": long_recording_speeds,
-    "epoch, seconds": epoch_times,
 }
 
 
