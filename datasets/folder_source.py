@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.content import remembered_hash
 from snn_core.datasets.dataset_info import DatasetInfo
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import DataError
+from snn_core.files import sha256_json
 
 
 class FolderSource:
@@ -58,8 +60,14 @@ class FolderSource:
 
     def content_hash(self, split: str) -> str:
         """SHA-256 over id, label and bytes of every file of the split, and over how they are decoded."""
+        recordings = self.recordings(split)
+        files = [self.path / recording.key for recording in recordings]
+        about = [self.info.name, self.form, *([recording.id, recording.label] for recording in recordings)]
+        return remembered_hash(files, lambda: self._hash(recordings), sha256_json(about))
+
+    def _hash(self, recordings: Sequence[Recording]) -> str:
         digest = hashlib.sha256(f"{self.info.name}\0{self.form}\0".encode())
-        for recording in self.recordings(split):
+        for recording in recordings:
             data = _bytes(self.path / recording.key)
             digest.update(f"{recording.id}\0{recording.label}\0{len(data)}\0".encode())
             digest.update(data)

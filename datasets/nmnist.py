@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.content import remembered_hash
 from snn_core.datasets.nmnist_format import SENSOR_SIZE, decode_nmnist
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import DataError
@@ -90,11 +91,15 @@ class NMNISTSource:
         recordings = self.recordings(split)
         if not self.path.is_dir():
             with _reading(self.path):
-                return sha256_file(self.path)
+                return remembered_hash([self.path], lambda: sha256_file(self.path))
+        keys = [recording.key for recording in recordings]
+        return remembered_hash([self.path / key for key in keys], lambda: self._hash(keys), "\0".join(keys))
+
+    def _hash(self, keys: Sequence[str]) -> str:
         digest = hashlib.sha256()
-        for recording in recordings:
-            data = self._read_from_folder(recording.key)
-            digest.update(f"{recording.key}\0{len(data)}\0".encode())
+        for key in keys:
+            data = self._read_from_folder(key)
+            digest.update(f"{key}\0{len(data)}\0".encode())
             digest.update(data)
         return digest.hexdigest()
 
