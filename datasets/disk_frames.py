@@ -124,7 +124,7 @@ class DiskFrameDataset(Dataset[tuple[Tensor, int]]):
             raise IndexError(f"index {chosen[outside][0]} of a set of {len(self)} samples")
         chosen %= max(1, len(self))
         frames = torch.empty(len(chosen), *self._shape, dtype=torch.uint8)
-        rows = frames.numpy().reshape(len(chosen), -1)
+        rows = frames.numpy().reshape(len(chosen), int(np.prod(self._shape)))
         for row, index, (offset, size) in zip(rows, chosen.tolist(), self._chunks[chosen].tolist(), strict=True):
             self._read(index, offset, size, row)
         return frames, self.labels[torch.from_numpy(chosen)]
