@@ -1,0 +1,21 @@
+"""Log brightness over time -> the events of a simulated sensor: see ops.py."""
+
+from snn_core.kernels.event_sensor.ops import (
+    PictureOptics,
+    SensorExposure,
+    SensorNoise,
+    SensorPixels,
+    event_keys,
+    sensor_pictures,
+    to_fixed,
+)
+
+__all__ = [
+    "PictureOptics",
+    "SensorExposure",
+    "SensorNoise",
+    "SensorPixels",
+    "event_keys",
+    "sensor_pictures",
+    "to_fixed",
+]
