@@ -1,10 +1,11 @@
-"""The simulator beside reality: events of nmnist-sim and real N-MNIST, and networks trained on one, tested on the other.
+"""The simulator beside reality: events of nmnist-sim and real N-MNIST, and networks trained on one and tested on both.
 
     python benchmarks/simulation.py figures     # benchmarks/results/simulation_figures.json
     python benchmarks/simulation.py transfer    # benchmarks/results/simulation_transfer.json
 
-Needs mnist.npz and N-MNIST (whole, or nmnist_850.zip) in $SNN_DATA. Real test recordings are of MNIST *test* pictures, so
-that the training part of nmnist-sim has none of them; both parts count and say so.
+Needs mnist.npz and N-MNIST (whole, or nmnist_850.zip) in $SNN_DATA. Real test recordings are of MNIST *test*
+pictures, so the training part of nmnist-sim has none of them: that is counted. It does have those of the real training
+recordings.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
 import torch
 
 from snn_core.backbones import create
-from snn_core.datasets import FrameDataset, data_root, load_frames, open_source
+from snn_core.datasets import FrameDataset, data_root, load_frames
 from snn_core.datasets.nmnist_sim import NMNISTSimSource
 from snn_core.training import TrainConfig, evaluate_accuracy, train_classifier
 
@@ -32,7 +32,9 @@ def pictures_shared(sim: NMNISTSimSource, real_ids: list[str]) -> int:
     return sum(picture.tobytes() in known for picture in pictures)
 
 
-def trained(train: FrameDataset, epochs: int, batch_size: int, seed: int, augment: str, folder: Path) -> tuple[Any, float]:
+def trained(
+    train: FrameDataset, epochs: int, batch_size: int, seed: int, augment: str, folder: Path
+) -> tuple[Any, float]:
     """conv-snn with its default channels, trained; and the seconds that took (longer where other work ran)."""
     model = create("conv-snn", seed=seed)
     config = TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed, augment=augment)  # type: ignore[arg-type]
@@ -49,7 +51,9 @@ def transfer(arguments: argparse.Namespace) -> dict[str, Any]:
         load_frames(sim, split, T=3, cache_dir=arguments.cache, limit=limit)
         for split, limit in (("train", arguments.limit), ("test", None))
     )
-    real_train, real_test = (load_frames("nmnist", split, T=3, cache_dir=arguments.cache) for split in ("train", "test"))
+    real_train, real_test = (
+        load_frames("nmnist", split, T=3, cache_dir=arguments.cache) for split in ("train", "test")
+    )
     tests = {"real test": real_test, "simulated test": sim_test, "real train": real_train}
     rows = []
     for seed in range(arguments.seeds):

@@ -2,7 +2,7 @@
 
 The 1,797 digits of 8 x 8 pixels are enlarged smoothly onto 34 x 34 pixels and moved through the three saccades of
 N-MNIST (Orchard et al. 2015) in front of :class:`snn_core.datasets.event_sensor.EventSensor`. Figures beside real
-N-MNIST's are in docs/notes/digits-dvs.md. All parameters here are our own choice, made to come near those figures.
+N-MNIST's are in docs/notes/simulator.md. All parameters here are our own choice, made to come near those figures.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters
+from snn_core.datasets.simulate import Scene, simulate_images
 from snn_core.datasets.source import Recording, check_split
 from snn_core.datasets.splits import stratified_subset
 from snn_core.files import sha256_json
 
 #: Raised whenever the simulation would give other events for the same parameters: part of every cache key.
-SIMULATION_VERSION = 1
+SIMULATION_VERSION = 2
 #: The published split: ``stratified_subset(labels, TEST_SIZE, SPLIT_SEED)`` is the test part, the rest trains.
 SPLIT_SEED = 1797
 TEST_SIZE = 360
@@ -36,10 +37,7 @@ SACCADE_US = 100_000
 MOTION_US = 90_000  # of each saccade; then the picture rests
 #: Corners of the path in pixels (x, y): N-MNIST's triangle, as tonic's ``stabilize`` undoes it.
 CORNERS = ((0.0, 0.0), (3.5, 7.0), (7.0, 0.0), (0.0, 0.0))
-PIXELS_A_CELL = 2.25
-BACKGROUND = 0.13  # brightness of black beside that of full ink, 1
-LEVELS = 4096  # brightness is quantised to 1 / LEVELS, see _rendering_weights
-BATCH = 64
+SCENE = Scene(background=0.13, pixels_a_cell=2.25, white=16)  # full ink is 16
 
 
 class DigitsDVSSource:
@@ -74,18 +72,18 @@ class DigitsDVSSource:
         """SHA-256 of the pictures and of every parameter of the simulation."""
         check_split(split)
         pictures = hashlib.sha256(self.images.tobytes() + self.labels.astype("<i8").tobytes()).hexdigest()
-        motion = [WIDTH, HEIGHT, STEP_US, SACCADE_US, MOTION_US, CORNERS, PIXELS_A_CELL, BACKGROUND, LEVELS]
+        motion = [WIDTH, HEIGHT, STEP_US, SACCADE_US, MOTION_US, CORNERS]
         split_parameters = [TEST_SIZE, SPLIT_SEED]
-        return sha256_json([SIMULATION_VERSION, pictures, asdict(SENSOR), motion, split_parameters, self.seed])
+        sensor = [asdict(SENSOR), asdict(SCENE), self.seed]
+        return sha256_json([SIMULATION_VERSION, pictures, sensor, motion, split_parameters])
 
     def read(self, recordings: Sequence[Recording]) -> Iterator[NDArray[np.void]]:
         """Events of each recording; simulated in batches, each the same whatever batch it falls in."""
         sensor = EventSensor(WIDTH, HEIGHT, SENSOR, self.seed)
-        weights = [_rendering_weights(*position) for position in saccade_path()]
-        for first in range(0, len(recordings), BATCH):
-            chosen = [recording.key for recording in recordings[first : first + BATCH]]
-            frames = _log_brightness(self.images[chosen], weights)
-            yield from sensor.record(frames, STEP_US, chosen)
+        chosen = [recording.key for recording in recordings]
+        path = np.array(saccade_path()) - max(max(corner) for corner in CORNERS) / 2  # all of it centred on the sensor
+        times = np.arange(len(path)) * STEP_US
+        yield from simulate_images(self.images[chosen], path, times, sensor, scene=SCENE, names=chosen)
 
     def __repr__(self) -> str:
         return f"DigitsDVSSource(simulated recordings of {len(self.labels)} handwritten digits, seed={self.seed})"
@@ -101,42 +99,6 @@ def saccade_path() -> list[tuple[float, float]]:
         (x0, y0), (x1, y1) = CORNERS[saccade], CORNERS[saccade + 1]
         path.append((x0 + progress * (x1 - x0), y0 + progress * (y1 - y0)))
     return path
-
-
-def _rendering_weights(dx: float, dy: float) -> NDArray[np.float32]:
-    """Whole numbers [64, 1156]: ink of the 8 x 8 cells @ weights = brightness of the pixels times 16 * LEVELS.
-
-    With whole numbers a float32 matrix product is exact (all sums stay below 2**24), so that the events do not depend
-    on the order in which a BLAS adds, on the batch or on the number of threads.
-    """
-    columns, rows = (_cubic_weights(offset) for offset in (dx, dy))
-    weights = np.einsum("iy,jx->ijyx", rows, columns).reshape(64, HEIGHT * WIDTH)
-    return np.rint(weights * LEVELS).astype(np.float32)
-
-
-def _cubic_weights(offset: float) -> NDArray[np.float64]:
-    """[8 cells, 34 pixels]: Keys' cubic interpolation (a = -1/2) of a row of 8 cells displaced by ``offset`` pixels."""
-    travel = max(max(corner) for corner in CORNERS)
-    margin = (WIDTH - 8 * PIXELS_A_CELL - travel) / 2  # the whole path is centred on the sensor
-    position = (np.arange(WIDTH) + 0.5 - margin - offset) / PIXELS_A_CELL - 0.5
-    d = np.abs(position[None, :] - np.arange(8)[:, None])
-    near = 1.5 * d**3 - 2.5 * d**2 + 1
-    far = -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-    return np.where(d < 1, near, np.where(d < 2, far, 0.0))
-
-
-def _log_brightness(images: NDArray[np.uint8], weights: list[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """Log brightness float32 [batch, 1156] at every time step; the same array again while the picture rests."""
-    ink = images.reshape(len(images), -1).astype(np.float32)
-    # A table instead of np.log: the same numbers on every processor, and as fast. Overshoot is clipped to 0 .. 1.
-    table = np.log(BACKGROUND + np.arange(LEVELS + 1) / LEVELS).astype(np.float32)
-    shown: NDArray[np.float32] | None = None
-    frame: NDArray[np.float32] = np.empty(0, np.float32)
-    for weight in weights:
-        if shown is None or not np.array_equal(weight, shown):
-            shown = weight
-            frame = table.take((ink @ weight).astype(np.int32) >> 4, mode="clip")
-        yield frame
 
 
 def _open(root: Path | None = None, *, seed: int = 0) -> DigitsDVSSource:

@@ -78,9 +78,7 @@ class EventSensor:
         ArgumentError: no pixels or too many.
     """
 
-    def __init__(
-        self, width: int, height: int, parameters: SensorParameters, seed: int, backend: str = "auto"
-    ) -> None:
+    def __init__(self, width: int, height: int, parameters: SensorParameters, seed: int, backend: str = "auto") -> None:
         self.width, self.height, self.parameters, self.seed, self.backend = width, height, parameters, seed, backend
         count = max(0, width * height)
         generator = np.random.default_rng(derive_seed(seed, "mismatch"))

@@ -1,8 +1,8 @@
 """``nmnist-sim``: all of MNIST in front of a *simulated* event sensor, on N-MNIST's saccades. Not recordings.
 
-60,000 / 10,000 recordings, one a picture, of 34 x 34 pixels and 0.31 s. Path, framing, timing and the sensor's parameters
-were fitted to the 850 real recordings of N-MNIST (Orchard et al. 2015) whose pictures are known, see
-docs/notes/simulator.md, and so is how near they come.
+60,000 / 10,000 recordings, one a picture, of 34 x 34 pixels and 0.31 s. Path, framing, timing and the sensor's
+parameters were fitted to 850 real recordings of N-MNIST (Orchard et al. 2015); docs/notes/simulator.md says how near
+they come.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters, batches
+from snn_core.datasets.roots import data_root
 from snn_core.datasets.simulate import BATCH, Scene, simulate_images
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import DataError
@@ -27,14 +29,14 @@ from snn_core.seeding import derive_seed
 SIMULATION_VERSION = 1
 FILE_NAME = "mnist.npz"
 HOW_TO_GET = (
-    f"It needs MNIST as one file {FILE_NAME} with x_train uint8 [60000, 28, 28], y_train, x_test and y_test, in the folder "
-    "that the environment variable SNN_DATA names: https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz "
-    "is such a file (MNIST: LeCun, Cortes, Burges)."
+    f"It needs MNIST as one file {FILE_NAME} with x_train uint8 [60000, 28, 28], y_train, x_test and y_test, in the "
+    "folder that the environment variable SNN_DATA names; Keras' mnist.npz "
+    "(https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz) is such a file."
 )
 WIDTH = HEIGHT = 34
 STEP_US, DURATION_US = 2500, 307_500
-#: Where the picture's centre is, in sensor pixels (x, y) from the sensor's, every 5 ms: measured on the 750 real training
-#: recordings by correlating their events with the gradients of their pictures.
+#: Where the picture's centre is, in sensor pixels (x, y) from the sensor's, every 5 ms: measured on the real recordings
+#: by correlating their events with the gradients of their pictures.
 PATH = (
     (-2.63, -1.54), (-2.58, -1.68), (-2.54, -1.81), (-2.55, -1.73), (-2.59, -1.49), (-2.65, -1.12), (-2.70, -0.65),
     (-2.72, -0.11), (-2.69, 0.46), (-2.60, 1.04), (-2.45, 1.60), (-2.24, 2.12), (-2.01, 2.58), (-1.77, 2.98),
@@ -47,7 +49,7 @@ PATH = (
     (-1.81, -1.80), (-2.07, -1.84), (-2.21, -1.88), (-2.22, -1.92), (-2.08, -1.96), (-1.95, -1.98), (-1.95, -1.98),
 )  # fmt: skip
 PATH_STEP_US = 5000
-#: Real recordings differ in their framing (pixels) and start (microseconds); the official test recordings also lie higher.
+#: Real recordings differ in framing (pixels) and start (microseconds); the official test recordings also lie higher.
 FRAMING_DEVIATION, START_DEVIATION_US = 0.13, 1500.0
 SPLIT_OFFSET = {"train": (0.0, 0.0), "test": (0.0, -0.8)}
 SENSOR = SensorParameters(
@@ -163,3 +165,29 @@ def load_mnist(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[str, NDAr
                 f"{list(labels[part].shape)}. {HOW_TO_GET}"
             )
     return images, labels
+
+
+def _open(root: Path | None = None, *, seed: int = 0) -> NMNISTSimSource:
+    return NMNISTSimSource(data_root() if root is None else root, seed)
+
+
+DATASET = RegisteredDataset(
+    DatasetInfo(
+        name="nmnist-sim",
+        title="nmnist-sim (simulated)",
+        class_names=NMNISTSimSource.class_names,
+        sensor_size=NMNISTSimSource.sensor_size,
+        splits={"official": {"train": 60000, "test": 10000}},
+        split_rules={"official": "MNIST's own"},
+        simulated=True,
+        citation=(
+            "Pictures: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-based learning applied to document "
+            "recognition. Proceedings of the IEEE 86 (1998). Path and sensor fitted to: G. Orchard, A. Jayawant, G. K. "
+            "Cohen, N. Thakor: Converting static image datasets to spiking neuromorphic datasets using saccades. "
+            "Frontiers in Neuroscience 9 (2015)"
+        ),
+        how_to_get=HOW_TO_GET,
+        where_to_put=FILE_NAME,
+    ),
+    _open,
+)

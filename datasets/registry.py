@@ -28,6 +28,7 @@ MODULES: dict[str, str] = {
     "ncaltech101": "snn_core.datasets.ncaltech101",
     "shd": "snn_core.datasets.shd",
     "digits-dvs": "snn_core.datasets.digits_dvs",
+    "nmnist-sim": "snn_core.datasets.nmnist_sim",
 }
 _registered: dict[str, RegisteredDataset] = {}
 

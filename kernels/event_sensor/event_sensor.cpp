@@ -76,8 +76,8 @@ Tensor event_sensor_step(Tensor before, Tensor after, Tensor reference, Tensor b
   if (start < 0 || end <= start || end >= kMaxTime) refuse("start and end must ascend, within 2^30 microseconds");
   std::vector<std::vector<int64_t>> events(batch);
   for_each_recording(batch, [&](int64_t b) {
-    Exposure exposure{pixels, references + b * count, blind + b * count, spurious.keys + spurious.bounds[b],
-                      spurious.keys + spurious.bounds[b + 1], {}};
+    Exposure exposure(pixels, references + b * count, blind + b * count, spurious.keys + spurious.bounds[b],
+                      spurious.keys + spurious.bounds[b + 1]);
     exposure.advance(from + b * count, to + b * count, start, end);
     events[b] = std::move(exposure.events);
   });
@@ -105,9 +105,10 @@ std::vector<int64_t> record_picture(Picture& picture, const Path& path, const Pi
   // Whole blocks beyond the last pixel are never read; `shown` stays as it is while the picture rests.
   std::vector<float> shown(pixels.count), before(pixels.count), after(pixels.count), reference;
   std::vector<int32_t> blind_until(pixels.count, kSeeing);
-  Exposure exposure{pixels, nullptr, blind_until.data(), noise, noise_end, {}};
+  Exposure exposure(pixels, nullptr, blind_until.data(), noise, noise_end);
   for (int64_t s = 0; s < path.steps; ++s) {
-    if (s == 0 || path.x[s] != path.x[s - 1] || path.y[s] != path.y[s - 1]) picture.look(path.x[s], path.y[s], shown.data());
+    const bool moved = s == 0 || path.x[s] != path.x[s - 1] || path.y[s] != path.y[s - 1];
+    if (moved) picture.look(path.x[s], path.y[s], shown.data());
     // Leaking is a rise of the brightness that is not there: the same for all that a pixel compares.
     const auto seconds = static_cast<float>(static_cast<double>(path.times[s]) * 1e-6);
     for (int64_t p = 0; p < pixels.count; ++p) after[p] = shown[p] + leak[p] * seconds;

@@ -66,7 +66,9 @@ class Picture {
     for (int64_t i = 0; i < length; i += kBlock) {
       FloatBlock total{};
       for (int64_t k = 0; k < o_.tap_count; ++k) {
-        total += weights[k] * load_block<FloatBlock>(lines + (first + k) * length + i);
+        FloatBlock line;
+        load_block(line, lines + (first + k) * length + i);
+        total += weights[k] * line;
       }
       std::memcpy(target + i, &total, sizeof(total));
     }

@@ -31,11 +31,10 @@ constexpr int64_t kBlock = 16;
 typedef float FloatBlock __attribute__((vector_size(4 * kBlock)));
 typedef int32_t IntBlock __attribute__((vector_size(4 * kBlock)));
 
+// By reference: passing vectors by value would depend on what the caller is compiled for.
 template <class Block, class Element>
-inline __attribute__((always_inline)) Block load_block(const Element* from) {
-  Block block;
+inline __attribute__((always_inline)) void load_block(Block& block, const Element* from) {
   std::memcpy(&block, from, sizeof(block));
-  return block;
 }
 
 inline bool any(const IntBlock& block) {
@@ -54,17 +53,25 @@ struct Exposure {
   const int64_t *noise, *noise_end;  // keys, ascending; those of the past are passed over
   std::vector<int64_t> events;       // keys, ascending
 
+  Exposure(const Pixels& sensor, float* log_brightness, int32_t* until, const int64_t* keys, const int64_t* keys_end)
+      : pixels(sensor), reference(log_brightness), blind_until(until), noise(keys), noise_end(keys_end) {}
+
   // From time `start`, where log brightness is `before`, to `end`, where it is `after`; linear in between.
   void advance(const float* before, const float* after, int64_t start, int64_t end) {
     const size_t old = events.size();
-    const int64_t* first = noise;
-    while (first < noise_end && key_time(*first) <= start) ++first;
-    const int64_t* last = first;
-    while (last < noise_end && key_time(*last) <= end) ++last;
-    noise = last;
-    const Step step{before, after, start, end, first, last};
+    while (noise < noise_end && key_time(*noise) <= start) ++noise;
+    spurious_.clear();
+    for (; noise < noise_end && key_time(*noise) <= end; ++noise) spurious_.push_back(*noise);
+    std::stable_sort(spurious_.begin(), spurious_.end(),
+                     [](int64_t a, int64_t b) { return key_pixel(a) < key_pixel(b); });
+    const Step step{before, after, start, end};
     // Afterwards these pixels rest until the end of the step, so that the search below does not find them again.
-    for (const int64_t* key = first; key < last; ++key) run(key_pixel(*key), step);
+    for (size_t i = 0; i < spurious_.size();) {
+      const int64_t p = key_pixel(spurious_[i]);
+      const size_t first = i;
+      while (i < spurious_.size() && key_pixel(spurious_[i]) == p) ++i;
+      run(p, step, spurious_.data() + first, spurious_.data() + i);
+    }
     find_and_run(step);
     std::sort(events.begin() + static_cast<int64_t>(old), events.end());
   }
@@ -73,35 +80,41 @@ struct Exposure {
   struct Step {
     const float *before, *after;
     int64_t start, end;
-    const int64_t *noise, *noise_end;
   };
+
+  std::vector<int64_t> spurious_;  // of the step, by pixel, then time
 
   void find_and_run(const Step& step) {
     const auto last_moment = static_cast<int32_t>(step.end);
     int64_t p = 0;
     for (; p + kBlock <= pixels.count; p += kBlock) {
-      const FloatBlock change = load_block<FloatBlock>(step.after + p) - load_block<FloatBlock>(reference + p);
-      const IntBlock busy = (change >= load_block<FloatBlock>(pixels.threshold_on + p)) |
-                            (change <= -load_block<FloatBlock>(pixels.threshold_off + p)) |
-                            (load_block<IntBlock>(blind_until + p) <= last_moment);
+      FloatBlock after, compared, on, off;
+      IntBlock until;
+      load_block(after, step.after + p);
+      load_block(compared, reference + p);
+      load_block(on, pixels.threshold_on + p);
+      load_block(off, pixels.threshold_off + p);
+      load_block(until, blind_until + p);
+      const FloatBlock change = after - compared;
+      const IntBlock busy = (change >= on) | (change <= -off) | (until <= last_moment);
       if (!any(busy)) continue;
       for (int64_t k = 0; k < kBlock; ++k) {
-        if (busy[k]) run(p + k, step);
+        if (busy[k]) run(p + k, step, nullptr, nullptr);
       }
     }
     for (; p < pixels.count; ++p) {
       const float change = step.after[p] - reference[p];
       if (change >= pixels.threshold_on[p] || change <= -pixels.threshold_off[p] || blind_until[p] <= last_moment) {
-        run(p, step);
+        run(p, step, nullptr, nullptr);
       }
     }
   }
 
-  void run(int64_t p, const Step& step) {
+  // Pixel p in the step, with its own noise.
+  void run(int64_t p, const Step& step, const int64_t* spurious, const int64_t* spurious_end) {
     const float before = step.before[p], slope = step.after[p] - before;
     const auto length = static_cast<double>(step.end - step.start);
     int64_t since = step.start;
-    const int64_t* spurious = step.noise;
     for (;;) {
       if (blind_until[p] != kSeeing) {
         if (blind_until[p] > step.end) return;
@@ -120,9 +133,9 @@ struct Exposure {
         crossing = step.start + static_cast<int64_t>(std::ceil(static_cast<double>(fraction) * length));
         crossing = std::max({crossing, step.start + 1, since});
       }
-      while (spurious < step.noise_end && (key_pixel(*spurious) != p || key_time(*spurious) < since)) ++spurious;
+      while (spurious < spurious_end && key_time(*spurious) < since) ++spurious;
       int64_t time = crossing;
-      if (spurious < step.noise_end && key_time(*spurious) < crossing) {
+      if (spurious < spurious_end && key_time(*spurious) < crossing) {
         time = key_time(*spurious);
         events.push_back(*spurious);
       } else if (crossing < kMaxTime) {

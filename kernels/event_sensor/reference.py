@@ -36,7 +36,7 @@ def sensor_step_reference(
     cell_of_noise = np.repeat(np.arange(batch), np.diff(noise_bounds)) * pixels + _pixel(noise)
     inside = (_time(noise) > start) & (_time(noise) <= end)
     pending, pending_cell = noise[inside], cell_of_noise[inside]
-    on, off, rest = (np.tile(values, batch) for values in (threshold_on, threshold_off, refractory))
+    on, off, rest = np.tile(threshold_on, batch), np.tile(threshold_off, batch), np.tile(refractory, batch)
     change = state.after - state.reference
     busy = (change >= on) | (change <= -off) | (state.blind_until <= end)
     cells = np.union1d(np.flatnonzero(busy), pending_cell)
