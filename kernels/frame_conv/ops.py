@@ -18,7 +18,7 @@ from torch import Tensor
 from snn_core.errors import ArgumentError, BackendUnavailableError
 from snn_core.kernels.frame_conv import reference
 from snn_core.kernels.lif import lif
-from snn_core.kernels.lif.ops import check_neuron
+from snn_core.kernels.lif.checks import check_neuron
 from snn_core.kernels.native import resolve_backend
 from snn_core.kernels.native.library import LIBRARY, packed_size
 from snn_core.kernels.nm_matmul.operands import Pair, check_pair

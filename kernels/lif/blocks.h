@@ -55,7 +55,7 @@ struct Block {
 
 inline void load_state(const RowView& view, float absent, float* v, int64_t n) {
   if (!view.operand) {
-    std::fill_n(v, n, absent);
+    row_tools().fill(absent, v, n);
   } else {
     const float* source = view.read(0, v, n);
     if (source != v) std::copy_n(source, n, v);

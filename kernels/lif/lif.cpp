@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -101,12 +102,15 @@ void forward(const Tensor& x, const Tensor& s, const OptionalTensor& v0, const O
   // In place the lines of x are in the caches already.
   const bool stream = large(s) && s.data_ptr() != x.data_ptr();
   torch::stable::parallel_for(0, blocking.count, blocking.grain(steps), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(3 * blocking.width);
-    float* const v = scratch.data();
+    // Not value-initialised: every part is written before it is read.
+    const std::unique_ptr<float[]> scratch(new float[3 * blocking.width]);
+    float* const v = scratch.get();
     for (int64_t index = begin; index < end; ++index) {
       const Block<kForwardCount> block(geometry, blocking, operands, index);
-      ForwardBlock{block, o, steps, out.checkpoint_every, v, v + blocking.width, v + 2 * blocking.width,
-                   stream && block.view[kS].aligned()}
+      const bool streamed = stream && block.view[kS].aligned();
+      // The state lives where it will be read as v_last, unless that goes past the caches.
+      float* const state = streamed ? v : block.view[kVLast].target(0, v);
+      ForwardBlock{block, o, steps, out.checkpoint_every, state, v + blocking.width, v + 2 * blocking.width, streamed}
           .run();
     }
   });

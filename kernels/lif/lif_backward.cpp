@@ -53,9 +53,9 @@ struct Scratch {
   // Fills one_for_all with the element at `value`, or with zeros.
   void spread(const void* value, int64_t bytes, int64_t n) const {
     if (value == nullptr) {
-      std::fill_n(one_for_all, n, 0.0f);
+      row_tools().fill(0.0f, one_for_all, n);
     } else if (bytes == 4) {
-      std::fill_n(one_for_all, n, *static_cast<const float*>(value));
+      row_tools().fill(*static_cast<const float*>(value), one_for_all, n);
     } else {
       std::fill_n(reinterpret_cast<uint16_t*>(one_for_all), n, *static_cast<const uint16_t*>(value));
     }

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from snn_core.errors import ArgumentError
 from snn_core.kernels.lif import reference
-from snn_core.kernels.lif.schema import COMPILED, OPTION_COUNT, TRITON, LifOperators, gradients_of
+from snn_core.kernels.lif.checks import (
+    NATIVE_DTYPES,
+    check_output_form,
+    check_tensors,
+    checked_options,
+    refuse_forward_mode,
+)
+from snn_core.kernels.lif.schema import COMPILED, TRITON, LifOperators, gradients_of
 from snn_core.kernels.native import resolve_backend
-from snn_core.kernels.native.library import may_overlap
-
-NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FLOAT_DTYPES = (*NATIVE_DTYPES, torch.float64)
 
 #: Time steps between saved potentials where a gradient will be needed. On a GPU the h of a chunk lives in registers;
 #: on the CPU it lives in the L2 cache, which holds more steps.
@@ -30,15 +31,23 @@ class _EagerLif(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operators: LifOperators, x_seq: Tensor, v0: Tensor | None, reciprocal_tau: Tensor | None, *rest: Any
+        ctx: Any,
+        operators: LifOperators,
+        x_seq: Tensor,
+        v0: Tensor | None,
+        reciprocal_tau: Tensor | None,
+        options: tuple[Any, ...],  # as one argument: autograd's cost grows with their number
+        every: int,
+        return_v_seq: bool,
     ) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            s_seq, v_last, v_seq, checkpoints = operators.forward(x_seq, v0, reciprocal_tau, *rest)
-        *ctx.options, ctx.checkpoint_every, ctx.return_v_seq = rest
-        ctx.operators = operators
-        ctx.save_for_backward(x_seq, v0, reciprocal_tau, checkpoints if ctx.checkpoint_every > 0 else None)
+            s_seq, v_last, v_seq, checkpoints = operators.forward(
+                x_seq, v0, reciprocal_tau, *options, every, return_v_seq
+            )
+        ctx.operators, ctx.options, ctx.checkpoint_every, ctx.return_v_seq = operators, options, every, return_v_seq
+        ctx.save_for_backward(x_seq, v0, reciprocal_tau, checkpoints)
         ctx.set_materialize_grads(False)
-        return (s_seq, v_last, v_seq) if ctx.return_v_seq else (s_seq, v_last)
+        return (s_seq, v_last, v_seq) if return_v_seq else (s_seq, v_last)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
@@ -49,7 +58,7 @@ class _EagerLif(torch.autograd.Function):
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 gradients = gradients_of(ctx.operators, ctx, grad_s, grad_v_last, grad_v_seq)
-        return None, *gradients, *(None,) * (OPTION_COUNT + 2)
+        return None, *gradients, None, None, None
 
 
 def lif(
@@ -113,67 +122,74 @@ def lif(
     Source: Gerstner et al., Neuronal Dynamics (2014), in the discrete form of SpikingJelly (Fang et al. 2023), whose
     conventions and order of operations are kept.
     """
-    _check_tensors(x_seq, v0, reciprocal_tau)
-    check_neuron(tau, v_threshold, v_reset, decay_input)
-    _check_surrogate(surrogate, alpha)
+    check_tensors(x_seq, v0, reciprocal_tau)
+    options = checked_options(tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     needs_gradient = torch.is_grad_enabled() and (
         x_seq.requires_grad
         or (v0 is not None and v0.requires_grad)
         or (reciprocal_tau is not None and reciprocal_tau.requires_grad)
     )
     if pack_spikes_dim is not None or inplace:
-        pack_spikes_dim = _check_output_form(x_seq, pack_spikes_dim, inplace, return_v_seq, needs_gradient)
+        pack_spikes_dim = check_output_form(x_seq, pack_spikes_dim, inplace, return_v_seq, needs_gradient)
     if reciprocal_tau is not None and (reciprocal_tau.ndim > 0 or reciprocal_tau.dtype != torch.float32):
         state_dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
         reciprocal_tau = reciprocal_tau.reshape(()).to(state_dtype)
-    chosen = resolve_backend(backend, x_seq.device, x_seq.dtype, NATIVE_DTYPES)
-    transformed = torch._C._are_functorch_transforms_active()
+    state = (x_seq, v0, reciprocal_tau)
     if forward_ad._current_level >= 0:
-        _refuse_forward_mode(x_seq, v0, reciprocal_tau)
-    if transformed and (pack_spikes_dim is not None or inplace):
+        refuse_forward_mode(*state)
+    chosen = _choose_backend(backend, x_seq, needs_gradient, pack_spikes_dim is not None or inplace)
+    if chosen == "reference":
+        output = reference.lif(
+            *state[:2], tau=tau, reciprocal_tau=reciprocal_tau, v_threshold=v_threshold, v_reset=v_reset,
+            decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, alpha=alpha,
+        )  # fmt: skip
+        return _reference_form(x_seq, *output, return_v_seq, pack_spikes_dim, inplace)
+    operators = TRITON if chosen == "triton" else COMPILED
+    if pack_spikes_dim is not None:
+        return operators.packed(*state, *options, pack_spikes_dim)
+    if inplace:
+        return x_seq, operators.inplace(*state, *options)
+    return _run(operators, state, options, needs_gradient, return_v_seq)
+
+
+def _choose_backend(backend: str, x_seq: Tensor, needs_gradient: bool, without_gradient_form: bool) -> str:
+    """As :func:`resolve_backend`; inside torch.func's transforms only what takes part in them."""
+    chosen = resolve_backend(backend, x_seq.device, x_seq.dtype, NATIVE_DTYPES)
+    if not torch._C._are_functorch_transforms_active():
+        return chosen
+    if without_gradient_form:
         raise NotImplementedError("pack_spikes_dim and inplace of lif take no part in torch.func's transforms")
-    if transformed and needs_gradient and chosen != "reference":
+    if needs_gradient and chosen != "reference":
         if backend != "auto":
             raise NotImplementedError(
                 f"backend {backend!r} of lif inside torch.func.grad or vjp: torch.library's operators take no part in "
                 "them; use torch.autograd, or backend='reference'"
             )
-        chosen = "reference"
-    if chosen == "reference":
-        output = reference.lif(
-            x_seq, v0, tau=tau, reciprocal_tau=reciprocal_tau, v_threshold=v_threshold, v_reset=v_reset,
-            decay_input=decay_input, detach_reset=detach_reset, surrogate=surrogate, alpha=alpha,
-        )  # fmt: skip
-        return _reference_form(x_seq, *output, return_v_seq, pack_spikes_dim, inplace)
-    operators = TRITON if chosen == "triton" else COMPILED
-    state = (x_seq, v0, reciprocal_tau)
-    options = (
-        tau, v_threshold, v_reset, decay_input, detach_reset, reference.SURROGATE_CODES[surrogate], alpha,
-    )  # fmt: skip
-    if pack_spikes_dim is not None:
-        return operators.packed(*state, *options, pack_spikes_dim)
-    if inplace:
-        return x_seq, operators.inplace(*state, *options)
-    every = _checkpoint_every(x_seq) if needs_gradient else 0
-    if transformed or torch.compiler.is_compiling():
+        return "reference"
+    return chosen
+
+
+def _run(
+    operators: LifOperators,
+    state: tuple[Tensor, Tensor | None, Tensor | None],
+    options: tuple[Any, ...],
+    needs_gradient: bool,
+    return_v_seq: bool,
+) -> tuple[Tensor, ...]:
+    """Call the forward operator by the shortest way that keeps the gradient."""
+    every = _checkpoint_every(state[0]) if needs_gradient else 0
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         s_seq, v_last, v_seq, _ = operators.forward(*state, *options, every, return_v_seq)
     elif needs_gradient:
-        return _EagerLif.apply(operators, *state, *options, every, return_v_seq)
+        return _EagerLif.apply(operators, *state, options, every, return_v_seq)
     else:
         with torch._C._AutoDispatchBelowAutograd():
             s_seq, v_last, v_seq, _ = operators.forward(*state, *options, every, return_v_seq)
     return (s_seq, v_last, v_seq) if return_v_seq else (s_seq, v_last)
 
 
-def _refuse_forward_mode(*inputs: Tensor | None) -> None:
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in inputs):
-        raise NotImplementedError(
-            "lif has no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad); use reverse mode"
-        )
-
-
 def _checkpoint_every(x_seq: Tensor) -> int:
-    return CPU_CHECKPOINT_EVERY if x_seq.device.type == "cpu" else GPU_CHECKPOINT_EVERY
+    return CPU_CHECKPOINT_EVERY if x_seq.is_cpu else GPU_CHECKPOINT_EVERY
 
 
 def _reference_form(
@@ -187,100 +203,3 @@ def _reference_form(
     if inplace:
         return x_seq.copy_(s_seq), v_last
     return (s_seq, v_last, v_seq.to(x_seq.dtype)) if return_v_seq else (s_seq, v_last)
-
-
-def _check_output_form(
-    x_seq: Tensor, dim: int | None, inplace: bool, return_v_seq: bool, needs_gradient: bool
-) -> int | None:
-    name = "inplace" if dim is None else "pack_spikes_dim"
-    if dim is not None and inplace:
-        raise ArgumentError("pack_spikes_dim and inplace are both given; packed spikes do not fit over x_seq")
-    if return_v_seq:
-        raise ArgumentError(f"return_v_seq is True and {name} is given; only s_seq and v_last can be had with it")
-    if needs_gradient:
-        raise ArgumentError(
-            f"{name} is given where a gradient is needed: "
-            + ("the backward needs x_seq unchanged" if inplace else "packed spikes carry no gradient")
-            + "; call lif under torch.no_grad(), or without it"
-        )
-    if inplace and x_seq.requires_grad and x_seq.is_leaf:
-        raise ArgumentError("inplace is True and x_seq is a leaf that requires a gradient; detach it first")
-    if inplace and may_overlap(x_seq):
-        raise ArgumentError(
-            f"inplace is True and elements of x_seq share memory (shape {tuple(x_seq.shape)}, strides {x_seq.stride()})"
-        )
-    if dim is None:
-        return None
-    if not isinstance(dim, int):
-        raise ArgumentError(f"pack_spikes_dim is {dim!r}; it must be an integer")
-    if not -x_seq.ndim <= dim < x_seq.ndim or dim % x_seq.ndim == 0:
-        raise ArgumentError(
-            f"pack_spikes_dim is {dim}; it must name a dimension of x_seq {tuple(x_seq.shape)} after the first"
-        )
-    return dim % x_seq.ndim
-
-
-def _check_tensors(x_seq: Tensor, v0: Tensor | None, reciprocal_tau: Tensor | None) -> None:
-    if not isinstance(x_seq, Tensor):
-        raise ArgumentError(f"x_seq is a {type(x_seq).__name__}; it must be a torch.Tensor")
-    if x_seq.dtype not in FLOAT_DTYPES:
-        raise ArgumentError(f"x_seq has dtype {x_seq.dtype}; allowed: {', '.join(map(str, FLOAT_DTYPES))}")
-    if x_seq.layout is not torch.strided or x_seq.device.type == "meta":
-        raise ArgumentError(
-            f"x_seq has layout {x_seq.layout} on device {x_seq.device}; it must be a strided tensor with data"
-        )
-    if x_seq.ndim < 1 or x_seq.shape[0] < 1:
-        raise ArgumentError(f"x_seq has shape {tuple(x_seq.shape)}; it needs a leading time dimension of at least 1")
-    if v0 is not None:
-        if not isinstance(v0, Tensor):
-            raise ArgumentError(f"v0 is a {type(v0).__name__}; it must be a torch.Tensor")
-        state_dtype = torch.float64 if x_seq.dtype == torch.float64 else torch.float32
-        if (
-            v0.shape != x_seq.shape[1:]
-            or v0.dtype != state_dtype
-            or v0.device != x_seq.device
-            or v0.layout is not torch.strided
-        ):
-            raise ArgumentError(
-                f"v0 is {v0.dtype} {tuple(v0.shape)} ({v0.layout}) on {v0.device}; for this x_seq it must be "
-                f"{state_dtype} {tuple(x_seq.shape[1:])} (torch.strided) on {x_seq.device}"
-            )
-    if reciprocal_tau is not None and not isinstance(reciprocal_tau, Tensor):
-        raise ArgumentError(f"reciprocal_tau is a {type(reciprocal_tau).__name__}; it must be a torch.Tensor")
-    if reciprocal_tau is not None and (
-        reciprocal_tau.numel() != 1
-        or reciprocal_tau.device != x_seq.device
-        or not reciprocal_tau.is_floating_point()
-        or reciprocal_tau.layout is not torch.strided
-    ):
-        raise ArgumentError(
-            f"reciprocal_tau is {reciprocal_tau.dtype} {tuple(reciprocal_tau.shape)} on {reciprocal_tau.device}; it "
-            f"must hold one floating-point element on {x_seq.device}"
-        )
-
-
-def check_neuron(tau: float, v_threshold: float, v_reset: float | None, decay_input: bool) -> None:
-    """Raise ArgumentError for parameters that no neuron has."""
-    # Comparisons alone: torch.compile traces no math.isfinite() of a symbolic number.
-    for name, value in (("tau", tau), ("v_threshold", v_threshold), ("v_reset", v_reset)):
-        if not isinstance(value, (int, float)) and not (name == "v_reset" and value is None):
-            raise ArgumentError(f"{name} is {value!r}; it must be a number")
-    if not tau > 1:
-        raise ArgumentError(f"tau is {tau}; it must be greater than 1")
-    if decay_input and tau == math.inf:
-        raise ArgumentError(
-            "tau is inf with decay_input=True, which ignores the input; decay_input=False is the IF neuron"
-        )
-    if not 0 < v_threshold < math.inf:
-        raise ArgumentError(f"v_threshold is {v_threshold}; it must be positive and finite")
-    if v_reset is not None and not -math.inf < v_reset < math.inf:
-        raise ArgumentError(f"v_reset is {v_reset}; it must be finite, or None for soft reset")
-
-
-def _check_surrogate(surrogate: str, alpha: float) -> None:
-    if surrogate not in reference.SURROGATE_CODES:
-        raise ArgumentError(f"surrogate is {surrogate!r}; allowed: {', '.join(reference.SURROGATE_CODES)}")
-    if not isinstance(alpha, (int, float)):
-        raise ArgumentError(f"alpha is {alpha!r}; it must be a number")
-    if not 0 < alpha < math.inf:
-        raise ArgumentError(f"alpha is {alpha}; it must be positive and finite")

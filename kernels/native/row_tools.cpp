@@ -41,6 +41,13 @@ void stream(const float* source, float* target, int64_t n) {
   stream_fence();
 }
 
+void fill(float value, float* target, int64_t n) {
+  const VectorF many = VectorF{} + value;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store<false>(target + i, many);
+  for (; i < n; ++i) target[i] = value;
+}
+
 template <class X>
 void pack(const void* source, uint8_t* target, int64_t n) {
   constexpr int group = kLanes < 8 ? 8 : kLanes;
@@ -94,7 +101,7 @@ int64_t count(const uint8_t* bits, int64_t bytes) {
 }  // namespace
 
 extern const RowTools SNN_CONCAT(row_tools_, SNN_ISA) = {SNN_STORAGES(to_float), SNN_STORAGES(from_float),
-                                                         SNN_STORAGES(add), stream,
+                                                         SNN_STORAGES(add), stream, fill,
                                                          SNN_STORAGES(pack), SNN_STORAGES(unpack), count};
 
 }  // namespace snn_core

@@ -14,6 +14,7 @@ struct RowTools {
   void (*add[kStorageCount])(const void* source, float* target, int64_t n);  // target += source
   // A copy past the caches; target aligned to 64 bytes.
   void (*stream)(const float* source, float* target, int64_t n);
+  void (*fill)(float value, float* target, int64_t n);  // std::fill_n stores one by one at -O2
   // Spikes to bits, bits to spikes: `n` spikes, ceil(n / 8) bytes.
   void (*pack[kStorageCount])(const void* source, uint8_t* target, int64_t n);
   void (*unpack[kStorageCount])(const uint8_t* source, void* target, int64_t n);

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_core.errors import ArgumentError, BackendUnavailableError
-from snn_core.kernels.lif.ops import check_neuron
+from snn_core.kernels.lif.checks import check_neuron
 from snn_core.kernels.native import (
     BACKENDS,
     cpu_library,

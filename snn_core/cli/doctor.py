@@ -12,7 +12,7 @@ import torch
 
 import snn_core
 from snn_core.cli import common
-from snn_core.kernels.lif.ops import NATIVE_DTYPES
+from snn_core.kernels.lif.checks import NATIVE_DTYPES
 from snn_core.kernels.native import (
     BACKEND_VARIABLE,
     NativeLibrary,

@@ -17,7 +17,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 
 from snn_core.kernels.lif import lif
-from snn_core.kernels.lif.ops import NATIVE_DTYPES
+from snn_core.kernels.lif.checks import NATIVE_DTYPES
 from snn_core.kernels.native import resolve_backend
 
 #: SpikingJelly's surrogates whose derivative is one of the operator's, with the same ``alpha``
