@@ -31,10 +31,6 @@ from snn_core.kernels.native.build import (
 
 #: Environment variable that overrides ``backend="auto"`` everywhere.
 BACKEND_VARIABLE = "SNN_BACKEND"
-_BACKEND_VARIABLE_BYTES = os.fsencode(BACKEND_VARIABLE)
-#: The dictionary inside os.environ, where there is one. Every operator asks it at every call, and os.environ.get takes
-#: 2 us over a name that is not there, a third of what a small operator takes as a whole.
-_VARIABLES: dict[bytes, bytes] | None = getattr(os.environb, "_data", None) if os.supports_bytes_environ else None
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 
@@ -177,28 +173,33 @@ def triton_runs_on(device: torch.device) -> bool:
     return (device.type == "cuda" or (device.type == "cpu" and _triton_takes_cpu())) and _triton_available()
 
 
-def wanted_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> str:
-    """``backend``, or what the environment variable SNN_BACKEND says where that is ``"auto"``.
-
-    Raises:
-        ArgumentError: not ``"auto"`` and not among ``known``.
-    """
-    wanted = (_environment_backend() or "auto") if backend == "auto" else backend
-    if wanted not in ("auto", *known):
-        source = f"environment variable {BACKEND_VARIABLE}" if backend == "auto" else "backend"
-        raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(known)}")
-    return wanted
-
-
 #: Asked for in every call, so as they lie in the environment: os.environ encodes, decodes, and raises an exception
 #: inside for what is not set, which takes 1 us each.
-SETTINGS = ("SNN_BACKEND", "SNN_DISPATCH", "SNN_KEEP_DENSE")
+SETTINGS = (BACKEND_VARIABLE, "SNN_DISPATCH", "SNN_KEEP_DENSE")
 _ENVIRONMENT: Any = getattr(os.environ, "_data", os.environ)
 _NAMES = (
     tuple(getattr(os.environ, "encodekey", str)(name) for name in SETTINGS)
     if _ENVIRONMENT is not os.environ
     else SETTINGS
 )
+
+
+def wanted_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> str:
+    """``backend``, or what the environment variable SNN_BACKEND says where that is ``"auto"``.
+
+    Raises:
+        ArgumentError: not ``"auto"`` and not among ``known``.
+    """
+    if backend == "auto":
+        if _ENVIRONMENT.get(_NAMES[0]) is None:
+            return backend
+        wanted = os.environ.get(BACKEND_VARIABLE) or backend
+    else:
+        wanted = backend
+    if wanted not in ("auto", *known):
+        source = f"environment variable {BACKEND_VARIABLE}" if backend == "auto" else "backend"
+        raise ArgumentError(f"{source} is {wanted!r}; allowed: auto, {', '.join(known)}")
+    return wanted
 
 
 def settings() -> tuple[Any, ...]:
