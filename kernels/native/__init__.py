@@ -218,6 +218,17 @@ def spike_counter() -> Callable[[int, int], int] | None:
     return cast("Callable[[int, int], int]", count)
 
 
+@functools.cache
+def binary_check() -> Callable[[int, int, int], int] | None:
+    """Whether elements are 0 or 1, of an address, a number of elements and a storage type (float32, bfloat16, float16);
+    None without the CPU library."""
+    if not cpu_library().available:
+        return None
+    check = ctypes.CDLL(str(LIBRARY_PATH)).snn_core_is_binary
+    check.restype, check.argtypes = ctypes.c_int, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+    return cast("Callable[[int, int, int], int]", check)
+
+
 def resolve_backend(
     backend: str, device: torch.device, dtype: torch.dtype, native_dtypes: tuple[torch.dtype, ...]
 ) -> str:

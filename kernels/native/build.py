@@ -43,7 +43,7 @@ COMMON_SOURCES = (
 #: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace; ``avx512_vbmi`` adds nothing to them.
 PER_ISA_SOURCES = (
     "lif/lif_forward_rows.cpp", "lif/lif_backward_rows.cpp", "native/row_tools.cpp", "frame_conv/frame_rows.cpp",
-    "frame_conv/window_rows.cpp",
+    "frame_conv/window_rows.cpp", "spike_pack/spike_check_rows.cpp",
 )  # fmt: skip
 #: The same, for every instruction set.
 NM_SOURCES = (

@@ -96,6 +96,13 @@ class Problem:
         self.output_shape = (*self.lead_shape, weight.shape[0], *windows)
         self.rows = math.prod(self.lead_shape) * math.prod(windows)
 
+    def with_input(self, x: Any) -> Problem:
+        """The same for other activations of the same shape and type."""
+        other = object.__new__(Problem)
+        other.__dict__.update(self.__dict__)
+        other.x = x
+        return other
+
     # Spikes -----------------------------------------------------------------------------------------------------------
 
     def takes_spikes(self) -> bool:

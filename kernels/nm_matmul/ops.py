@@ -179,10 +179,13 @@ def nm_matmul_lif(
     Raises:
         ArgumentError, BackendUnavailableError: as :func:`nm_matmul` and :func:`lif`.
     """
-    operand = check_weight(weight, bias, dims=2)
-    x = check_input(x, operand)
     neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
-    return _with_lif(x, operand, None, v0, neuron, packed, out_dtype, backend)
+    problem = None if torch.compiler.is_compiling() else plans.fused(x, weight, bias, None, packed, backend)
+    if problem is not None:
+        return _fused(problem, v0, neuron, packed, out_dtype)
+    operand = check_weight(weight, bias, dims=2)
+    problem = Problem(check_input(x, operand), operand, torch.float32)
+    return _with_lif(problem, None, v0, neuron, packed, out_dtype, backend)
 
 
 def nm_conv2d_lif(
@@ -208,9 +211,14 @@ def nm_conv2d_lif(
     Returns:
         Spikes ``[T, ..., O, OH, OW]`` (packed: channels last) and the last potential ``[..., O, OH, OW]`` (float32).
     """
-    x, operand, convolution = _checked_convolution(x, weight, bias, stride, padding, dilation, groups)
     neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
-    return _with_lif(x, operand, convolution, v0, neuron, packed, out_dtype, backend)
+    given = (stride, padding, dilation, groups)
+    problem = None if torch.compiler.is_compiling() else plans.fused(x, weight, bias, given, packed, backend)
+    if problem is not None:
+        return _fused(problem, v0, neuron, packed, out_dtype)
+    x, operand, convolution = _checked_convolution(x, weight, bias, *given)
+    problem = Problem(x, operand, torch.float32, convolution)
+    return _with_lif(problem, given, v0, neuron, packed, out_dtype, backend)
 
 
 def _checked_convolution(
@@ -236,22 +244,21 @@ def _checked_convolution(
 
 
 def _with_lif(
-    x: Activations,
-    weight: Weight,
-    convolution: tuple[Pair, Pair, Pair, int] | None,
+    problem: Problem,
+    given: Any,
     v0: Tensor | None,
     neuron: dict[str, Any],
     packed: bool,
     out_dtype: torch.dtype,
     backend: str,
 ) -> tuple[PackedSpikes | Tensor, Tensor]:
-    dims = len(x.shape) - (2 if convolution is None else 4)
-    if dims < 0 or x.shape[0] == 0:
+    """``given``: options of the convolution as the caller gave them."""
+    x, weight, convolution = problem.x, problem.weight, problem.convolution
+    if not problem.lead_shape or problem.lead_shape[0] == 0:
         raise ArgumentError(f"x has shape {list(x.shape)}; it needs a time dimension of at least 1 before the others")
-    problem = Problem(x, weight, torch.float32, convolution)
     if isinstance(x, PackedSpikes) and problem.fuses(backend, packed):
-        _check_state(v0, problem)
-        return problem.run_with_lif(v0, neuron, packed, out_dtype)
+        plans.remember_fused(problem, given, packed, backend)
+        return _fused(problem, v0, neuron, packed, out_dtype)
     if _needs_gradient(x, weight):
         raise ArgumentError("nm_matmul_lif and nm_conv2d_lif are for inference; call them under torch.no_grad()")
     _check_state(v0, problem)
@@ -261,6 +268,13 @@ def _with_lif(
     if not packed:
         return spikes, v_last
     return PackedSpikes.from_dense(spikes, -1 if convolution is None else -3, check=False), v_last
+
+
+def _fused(
+    problem: Problem, v0: Tensor | None, neuron: dict[str, Any], packed: bool, out_dtype: torch.dtype
+) -> tuple[PackedSpikes | Tensor, Tensor]:
+    _check_state(v0, problem)
+    return problem.run_with_lif(v0, neuron, packed, out_dtype)
 
 
 def _check_state(v0: Tensor | None, problem: Problem) -> None:

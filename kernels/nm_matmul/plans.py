@@ -187,3 +187,35 @@ def remember(
     shape = x.bits.shape if isinstance(x, PackedSpikes) else x.shape
     kind = rate_class(x) if isinstance(x, PackedSpikes) else x.dtype
     plan.choices[_key(shape, kind, out_dtype, backend)] = name
+
+
+def fused(x: Any, weight: Any, bias: Any, options: Any, packed: bool, backend: str) -> Any:
+    """The ``Problem`` for ``x``, where an earlier one of such arguments was checked and took the fused operator."""
+    if type(weight) is not CompressedNM or weight.plans is None or type(x) is not PackedSpikes:
+        return None
+    if type(x.bits) is not Tensor or not x.bits.is_cpu:
+        return None
+    try:
+        problem = weight.plans.get(_fused_key(x, options, packed, backend))
+    except TypeError:
+        return None
+    return problem.with_input(x) if problem is not None and problem.weight.bias is bias else None
+
+
+def remember_fused(problem: Any, given: Any, packed: bool, backend: str) -> None:
+    """Keep that the fused operator takes such a problem."""
+    weight, x = problem.weight.source, problem.x
+    if torch.compiler.is_compiling() or type(weight) is not CompressedNM or not weight.values.is_cpu:
+        return
+    plans = weight.__dict__.setdefault("plans", {})
+    try:
+        key = _fused_key(x, given, packed, backend)
+        if len(plans) >= MAX_CHOICES and key not in plans:
+            plans.clear()
+        plans[key] = problem.with_input(None)  # the spikes may go
+    except TypeError:
+        return
+
+
+def _fused_key(x: PackedSpikes, options: Any, packed: bool, backend: str) -> tuple[Any, ...]:
+    return ("lif", options, x.bits.shape, x.size, x.channels_last, packed, backend, *settings())

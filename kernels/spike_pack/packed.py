@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snn_core.errors import ArgumentError
-from snn_core.kernels.native import spike_counter
+from snn_core.kernels.native import binary_check, spike_counter
 from snn_core.kernels.native.library import packed_size
 from snn_core.kernels.spike_pack.ops import pack_spikes, unpack_spikes
 
@@ -147,18 +147,32 @@ _BITS_OF_ONE: dict[torch.dtype, tuple[Any, int]] = {
 _PIECE = 1 << 18  # elements checked at once: their temporaries stay in the cache, and sums of spikes are found early
 
 
+_STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _in_memory_order(s: Tensor) -> Tensor:
+    """All elements one after the other, in any order; copied where memory has gaps."""
+    if s.is_contiguous() or (s.ndim == 4 and s.is_contiguous(memory_format=torch.channels_last)):
+        return s.detach().as_strided((s.numel(),), (1,))
+    order = sorted(range(s.ndim), key=lambda d: s.stride(d), reverse=True)
+    return s.detach().permute(order).reshape(-1)
+
+
 def is_binary(s: Tensor) -> bool:
     """Whether all elements are 0 or 1 (on a GPU this waits for the device)."""
     if s.dtype == torch.bool or s.numel() == 0:
         return True
     if s.device.type != "cpu" or s.dtype not in _BITS_OF_ONE or torch.compiler.is_compiling():
         return bool((s == (s != 0)).all())
+    check = binary_check() if type(s) is Tensor else None
+    if check is not None and s.dtype in _STORAGES:
+        flat = _in_memory_order(s)  # held while it is read: it may be a copy
+        return bool(check(flat.data_ptr(), flat.numel(), _STORAGES[s.dtype]))
     # 0.64 ms for 8 MB of float32 on one core (Zen 4), 4.9 ms with torch's comparisons, which are not vectorized for
     # mixed types. As integers, since numpy has no bfloat16.
     word, one = _BITS_OF_ONE[s.dtype]
-    order = sorted(range(s.ndim), key=lambda d: s.stride(d), reverse=True)
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[s.element_size()]
-    flat = s.detach().permute(order).reshape(-1).view(integers).numpy().view(word)
+    flat = _in_memory_order(s).view(integers).numpy().view(word)
     magnitude = word((1 << (8 * s.element_size() - 1)) - 1)
     pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
     return all(bool((((piece & magnitude) == 0) | (piece == word(one))).all()) for piece in pieces)

@@ -13,6 +13,7 @@
 #include "native/row_view.h"
 #include "native/strided.h"
 #include "native/tensors.h"
+#include "spike_pack/spike_check.h"
 
 namespace snn_core {
 namespace {
@@ -128,9 +129,16 @@ STABLE_TORCH_LIBRARY_IMPL(snn_core, CPU, m) {
   m.impl("spike_unpack", TORCH_BOX(&spike_unpack));
 }
 
+const SpikeCheck& spike_check() { SNN_PICK(spike_check) }
+
 }  // namespace snn_core
 
-// Called from Python for the firing rate: as an operator it would cost more than most products of few spikes.
+// Called from Python on their own: as operators they would cost more than most products of few spikes.
 extern "C" __attribute__((visibility("default"))) int64_t snn_core_count_spikes(const uint8_t* bits, int64_t bytes) {
   return snn_core::row_tools().count(bits, bytes);
+}
+
+// Whether `n` elements of a storage type (see row_tools.h) are 0, -0 or 1.
+extern "C" __attribute__((visibility("default"))) int snn_core_is_binary(const void* source, int64_t n, int storage) {
+  return snn_core::spike_check().binary[storage](source, n);
 }

@@ -12,11 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_core.errors import ArgumentError, BackendUnavailableError
-from snn_core.kernels import CompressedNM, PackedSpikes, nm_conv2d, nm_matmul, pack_spikes
+from snn_core.kernels import (
+    CompressedNM,
+    PackedSpikes,
+    lif,
+    nm_conv2d,
+    nm_conv2d_lif,
+    nm_matmul,
+    nm_matmul_lif,
+    pack_spikes,
+)
 from snn_core.kernels.native import cpu_library
 from snn_core.kernels.nm_matmul import candidates, dispatch, ops
 from snn_core.kernels.nm_matmul.operands import check_weight
 from snn_core.kernels.nm_matmul.torch_sparse import conversions, takes_onednn
+from snn_core.kernels.spike_pack import is_binary
 from snn_core.sparsity import nm_mask_by_magnitude
 from snn_core.sparsity.layers import CompressedLinear
 
@@ -122,6 +132,74 @@ def test_a_plan_follows_changes_of_the_weight_and_of_the_bias() -> None:
     other = torch.zeros(16)
     assert torch.equal(nm_matmul(x, weight, other), 2 * (first - 1))
     assert torch.equal(nm_matmul(x, weight), 2 * (first - 1))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("image", [True, False])
+def test_fused_neurons_by_plan(image: bool, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[Any] = []
+    check_weight = ops.check_weight
+    monkeypatch.setattr(ops, "check_weight", lambda *given, **more: (checks.append(1), check_weight(*given, **more))[1])
+    weight, bias = compressed(*((16, 16, 3, 3) if image else (16, 16))), torch.ones(16)
+    call: Any = nm_conv2d_lif if image else nm_matmul_lif
+    trains = [spikes(4, 2, 16, *((5, 4) if image else ()), seed=seed) for seed in range(2)]
+    inputs = [PackedSpikes.from_dense(s, -3 if image else -1) for s in trains]
+
+    def dense(s: Any) -> Tensor:
+        return s.to_dense() if packed else s
+
+    def expected(x: PackedSpikes, v0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return lif((nm_conv2d if image else nm_matmul)(x, weight, bias), v0)  # type: ignore[operator]
+
+    for _ in range(2):
+        for x in inputs:
+            s, v = call(x, weight, bias, packed=packed)
+            assert torch.equal(dense(s), expected(x)[0])
+            assert torch.equal(v, expected(x)[1])
+    asked = len(checks)
+    bias.add_(1)
+    weight.values.mul_(2)
+    s, v = call(inputs[0], weight, bias, v0=v, packed=packed)
+    assert len(checks) == asked
+    previous = expected(inputs[0])
+    assert dense(s).shape == previous[0].shape
+    with pytest.raises(ArgumentError, match="v0"):
+        call(inputs[0], weight, bias, v0=v[..., :1], packed=packed)
+    with pytest.raises(ArgumentError, match="out_dtype"):
+        call(inputs[0], weight, bias, packed=packed, out_dtype=torch.int8)
+    with pytest.raises(ArgumentError, match="tau"):
+        call(inputs[0], weight, bias, packed=packed, tau=0.5)
+    monkeypatch.setenv("SNN_BACKEND", "abacus")
+    with pytest.raises(ArgumentError, match="SNN_BACKEND"):
+        call(inputs[0], weight, bias, packed=packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 64, 1000, 5000])
+def test_spikes_are_told_from_other_values(dtype: torch.dtype, size: int) -> None:
+    s = spikes(size, rate=0.5).to(dtype)
+    s[::3] *= -1
+    s = torch.where(s < 0, torch.zeros_like(s), s) * torch.tensor(1.0, dtype=dtype)
+    if size:
+        s[0] = -0.0
+    assert is_binary(s)
+    others = [-1.0, 2.0, 0.5, float("nan"), float("inf"), torch.finfo(dtype).tiny, 1 + torch.finfo(dtype).eps]
+    for place in {0, size // 2, size - 1} if size else set():
+        for other in others:
+            wrong = s.clone()
+            wrong[place] = other
+            assert not is_binary(wrong)
+
+
+def test_spikes_are_told_apart_whatever_the_strides() -> None:
+    s = spikes(2, 3, 6, 5, rate=0.5)
+    s[:, :, ::2] = 0.25
+    assert not is_binary(s)
+    assert is_binary(s[:, :, 1::2])
+    assert is_binary(s[:, :, 1::2].expand(2, 3, 3, 5).transpose(1, 3))
+    assert not is_binary(s.contiguous(memory_format=torch.channels_last))
+    assert not is_binary(s.transpose(0, 2))
+    assert is_binary(s[0, 0, 1, 1])
 
 
 def test_what_does_not_fit_is_refused_after_what_did() -> None:
