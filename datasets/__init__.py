@@ -8,6 +8,7 @@ from snn_core.datasets.cache_files import CacheFile, clear_cache, list_cache, ve
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.disk_frames import DiskFrameDataset
 from snn_core.datasets.event_dataset import EventDataset
+from snn_core.datasets.event_frames_dataset import EventFrameDataset
 from snn_core.datasets.events import EVENT_DTYPE, make_events
 from snn_core.datasets.frame_dataset import FrameDataset
 from snn_core.datasets.frames import iterate_events, load_frames, open_frames
@@ -35,6 +36,7 @@ __all__ = [
     "DiskFrameDataset",
     "EventDataset",
     "EventFileInfo",
+    "EventFrameDataset",
     "FrameDataset",
     "FrameLoader",
     "NMNISTSource",

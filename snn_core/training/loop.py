@@ -36,7 +36,7 @@ from snn_core.training.hooks import TrainingHook
 from snn_core.training.losses import classification_loss
 
 if TYPE_CHECKING:
-    from snn_core.datasets import DiskFrameDataset, FrameDataset
+    from snn_core.datasets.loader import Frames
 
 STATE_FORMAT, STATE_VERSION = "snn_core.training_state", "1"
 STATE_FILE = "training_state.safetensors"
@@ -75,7 +75,7 @@ class _Run:
     """One training run: its position, and how that is saved and taken up again."""
 
     def __init__(
-        self, model: nn.Module, train_set: FrameDataset | DiskFrameDataset, config: TrainConfig,
+        self, model: nn.Module, train_set: Frames, config: TrainConfig,
         hooks: Sequence[TrainingHook], output: Path | None,
     ) -> None:  # fmt: skip
         self.model, self.train_set, self.config, self.hooks = model, train_set, config, hooks
@@ -220,10 +220,10 @@ class _Run:
 
 def train_classifier(
     model: nn.Module,
-    train_set: FrameDataset | DiskFrameDataset,
+    train_set: Frames,
     config: TrainConfig,
     *,
-    val_set: FrameDataset | DiskFrameDataset | None = None,
+    val_set: Frames | None = None,
     hooks: Sequence[TrainingHook] = (),
     output: Path | None = None,
     resume: bool = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snn_core.datasets import make_events
+from snn_core.datasets import info, make_events
 from snn_core.datasets.augment import (
     GESTURE_MIRROR,
     POLICIES,
@@ -301,6 +302,10 @@ def test_polarity_needs_two_of_them() -> None:
 
 def test_gesture_mirror_is_its_own_inverse_and_relabels_what_was_mirrored() -> None:
     assert [GESTURE_MIRROR[k] for k in GESTURE_MIRROR] == list(range(11))
+    names = info("dvs-gesture").class_names
+    swaps = {"left": "right", "right": "left", "_clockwise": "_counter_clockwise", "_counter_clockwise": "_clockwise"}
+    for name, mirror in zip(names, GESTURE_MIRROR, strict=True):
+        assert re.sub("left|right|(_counter)?_clockwise", lambda found: swaps[found[0]], name) == names[mirror]
     augmentation = Compose([Sometimes(Shift(1)), OneOf([Flip(1.0, classes=GESTURE_MIRROR), Identity()])])
     frames, labels = make_frames(11), torch.arange(11)
     draw = augmentation.draw(generator(1), 11, SIZE)
