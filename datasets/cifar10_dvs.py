@@ -25,6 +25,7 @@ FORMS = {".aedat": "", ".npz": "SpikingJelly's events", ".aedat4": "tonic's AEDA
 #: In a root for tonic, for SpikingJelly, or for one's own order.
 FOLDERS = (
     "CIFAR10DVS", "CIFAR10-DVS", "cifar10-dvs", "extract", "events_np", "CIFAR10DVS/extract", "CIFAR10DVS/events_np",
+    "CIFAR10DVS/CIFAR10DVS",
 )  # fmt: skip
 
 _BY_NAME = sorted(range(PER_CLASS), key=str)

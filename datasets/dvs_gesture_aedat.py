@@ -94,8 +94,9 @@ class DVSGestureTrials:
         for trial, group in itertools.groupby(recordings, key=lambda recording: recording.key.trial):
             path = self.path / f"{trial}.aedat"
             events = check_inside_sensor(read_events(path), self.sensor_size, path)
+            t = np.ascontiguousarray(events["t"])
             for recording in group:
-                yield events[(events["t"] >= recording.key.start) & (events["t"] < recording.key.end)]
+                yield events[(t >= recording.key.start) & (t < recording.key.end)]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(found)} {split}" for split, found in self._splits.items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 from pathlib import Path
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
@@ -45,7 +46,8 @@ SPLIT_NAME, EVERY = "every-fifth", 5
 TEST = sum(count // EVERY for count in COUNTS.values())
 SUFFIXES = {".bin": "", ".npz": "SpikingJelly's events"}
 FOLDERS = (
-    "NCALTECH101/Caltech101", "NCaltech101/Caltech101", "N-Caltech101/Caltech101", "N-Caltech101", "NCaltech101",
+    "NCALTECH101/Caltech101", "NCALTECH101/N-Caltech101-archive/Caltech101",
+    "NCaltech101/Caltech101", "N-Caltech101/Caltech101", "N-Caltech101", "NCaltech101",
     "ncaltech101", "Caltech101", "extract/Caltech101", "NCaltech101/extract/Caltech101", "events_np",
     "NCaltech101/events_np",
 )  # fmt: skip
@@ -123,6 +125,10 @@ def _download(folder: str) -> None:
     from tonic.datasets import NCALTECH101
 
     NCALTECH101(save_to=folder)
+    # What is downloaded is an archive of archives, of which tonic 1.7 unpacks the outer one.
+    for archive in sorted(Path(folder).glob("NCALTECH101/**/Caltech101.zip")):
+        if not archive.with_suffix("").is_dir():
+            shutil.unpack_archive(archive, archive.parent)
 
 
 DATASET = RegisteredDataset(INFO, open_ncaltech101)

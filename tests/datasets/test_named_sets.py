@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,20 @@ def test_download_lands_where_it_is_found(cifar: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(module, "CIFAR10DVS", pretend)
     assert len(load_events("cifar10-dvs", target, "all", download=True)) == 100
+
+
+def test_download_of_an_archive_in_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tonic leaves of N-Caltech101."""
+    module = pytest.importorskip("tonic.datasets")
+
+    def pretend(save_to: str) -> None:
+        outer = Path(save_to) / "NCALTECH101/N-Caltech101-archive"
+        for name in ("ant", "bass"):
+            write_nmnist(tmp_path / "made" / "Caltech101" / name / "image_0001.bin", random_events(0, 240, 180))
+        shutil.make_archive(str(outer / "Caltech101"), "zip", tmp_path / "made", "Caltech101")
+
+    monkeypatch.setattr(module, "NCALTECH101", pretend)
+    assert load_events("ncaltech101", tmp_path / "new", "train", download=True).ids == ["ant/0001", "bass/0001"]
 
 
 def test_events_outside_the_sensor_name_the_file(cifar: Path) -> None:

@@ -72,6 +72,13 @@ def test_load_events_reads_lazily(layout: Path) -> None:
         events[4]
     with pytest.raises(IndexError):
         events[9]
+    in_order = iter(events)
+    for index in range(4):
+        (found, label), (expected, wanted) = next(in_order), events[index]
+        np.testing.assert_array_equal(found, expected)
+        assert label == wanted
+    with pytest.raises(DataError, match=r"00002\.bin"):
+        next(in_order)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
