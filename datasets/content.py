@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from snn_core.errors import StorageError
-from snn_core.files import atomic_path, cache_root, sha256_json
+from snn_core.files import atomic_path, cache_root, sha256_file, sha256_json
 
 #: A file changed so recently may change again without its times telling, which have steps of up to 2 s (FAT).
 _SETTLED_SECONDS = 3
@@ -45,6 +45,11 @@ def remembered_hash(files: Sequence[Path], compute: Callable[[], str], about: st
     if touched < started - _SETTLED_SECONDS and _fingerprint(files, about) == before:
         _remember(kept, content)
     return content
+
+
+def remembered_sha256(file: Path) -> str:
+    """SHA-256 of a file's content, remembered in the same way. OSError: it cannot be read."""
+    return remembered_hash([file], lambda: sha256_file(file))
 
 
 def _check(fingerprint: str, content: str) -> str:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.content import remembered_sha256
 from snn_core.datasets.dvs_gesture_info import INFO, SPLIT_OF_TRIAL, trials
 from snn_core.datasets.folder_source import check_inside_sensor, name_of_part
 from snn_core.datasets.readers import read_events
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import DataError
-from snn_core.files import sha256_file
 
 LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
 MAX_TABLE_BYTES = 1 << 20
@@ -84,7 +84,7 @@ class DVSGestureTrials:
         for trial in dict.fromkeys(recording.key.trial for recording in self.recordings(split)):
             for name in (f"{trial}.aedat", f"{trial}_labels.csv"):
                 try:
-                    digest.update(f"{name}\0{sha256_file(self.path / name)}\0".encode())
+                    digest.update(f"{name}\0{remembered_sha256(self.path / name)}\0".encode())
                 except OSError as error:
                     raise DataError(f"cannot read {self.path / name}: {error.strerror or error}") from error
         return digest.hexdigest()

@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from snn_core.datasets.content import remembered_hash
+from snn_core.datasets.content import remembered_hash, remembered_sha256
 from snn_core.datasets.nmnist_format import SENSOR_SIZE, decode_nmnist
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import DataError
-from snn_core.files import sha256_file
 
 SPLIT_FOLDERS = {"train": "Train", "test": "Test"}
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -91,7 +90,7 @@ class NMNISTSource:
         recordings = self.recordings(split)
         if not self.path.is_dir():
             with _reading(self.path):
-                return remembered_hash([self.path], lambda: sha256_file(self.path))
+                return remembered_sha256(self.path)
         keys = [recording.key for recording in recordings]
         return remembered_hash([self.path / key for key in keys], lambda: self._hash(keys), "\0".join(keys))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.content import remembered_sha256
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.events import make_events
 from snn_core.datasets.folder_source import name_of_part
@@ -23,7 +24,7 @@ from snn_core.datasets.readers.library import ask_library
 from snn_core.datasets.roots import download_with_tonic, folders_in, missing
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import DataError
-from snn_core.files import sha256_file, sha256_json
+from snn_core.files import sha256_json
 
 CHANNELS = 700
 FILES = {"train": "shd_train.h5", "test": "shd_test.h5"}
@@ -111,7 +112,7 @@ class SHDSource:
         hashes = []
         for name in FILES.values() if split == "all" else (FILES[split],):
             try:
-                hashes.append(sha256_file(self.path / name))
+                hashes.append(remembered_sha256(self.path / name))
             except OSError as error:
                 raise DataError(f"cannot read {self.path / name}: {error.strerror or error}") from error
         return sha256_json(["shd", *hashes])

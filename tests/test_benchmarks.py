@@ -300,3 +300,11 @@ def test_killed_builds_of_the_frame_cache(tmp_path: Path) -> None:
     assert result["kills"] == rounds
     assert result["next_runs"] > 0
     assert result["wrong_samples"] == 0
+
+
+def test_epochs_from_disk(nmnist_zip: Path, tmp_path: Path) -> None:
+    """All contenders read the same events, which the script asserts."""
+    run("benchmarks/event_epochs.py", "--samples", "60", "--json", tmp_path / "epochs.json")
+    (found,) = json.loads((tmp_path / "epochs.json").read_text())["sets"]
+    assert found["samples"] == 60
+    assert set(found["2 workers, an epoch"]["seconds"]["ratios"]) > {"tonic / open_frames", "tonic / in memory"}
