@@ -38,6 +38,7 @@ def build(
     time_window: Annotated[int | None, typer.Option(min=1, help="Microseconds a frame, for --by window.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="A stratified part of so many recordings.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where a data set by name lies; default $SNN_DATA.")] = None,
+    split_name: Annotated[str | None, typer.Option(help="Which of a data set's published splits.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Download what is not there, where tonic can.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of a simulated sensor, and of the draw of --limit.")] = 0,
     cache_dir: CacheOption = None,
@@ -46,7 +47,8 @@ def build(
     """Make frames and keep them on disk. What is there is verified and kept; an interrupted build is gone on with."""
     from snn_core.datasets import open_frames, open_source
 
-    opened = open_source(source, seed=seed, download=download, root=root)
+    options = {} if split_name is None else {"split_name": split_name}
+    opened = open_source(source, seed=seed, download=download, root=root, **options)
     rule: Any = by  # open_frames says what is allowed
     rows: list[dict[str, Any]] = []
     for part in split or ["train", "test"]:

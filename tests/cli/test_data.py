@@ -74,6 +74,7 @@ def test_build(snn: Snn, layout: Path, tmp_path: Path) -> None:
     assert "goes with by=" in snn("build", layout, "--by", "window", code=2)
     assert "by must be one of time, count, window" in snn("build", layout, "--by", "number", code=2)
     assert "no data source" in snn("build", tmp_path / "none", code=3)
+    assert "split_name is an option of data sets by name" in snn("build", layout, "--split-name", "last100", code=2)
     assert "split must be one of" in snn("build", layout, "--split", "validation", code=2)
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,17 @@ def test_samples_beyond_hdf5_are_refused(tmp_path: Path) -> None:
     source.sensor_size = (1280, 720, 2)
     with pytest.raises(ValueError, match=r"T=65536: a sample has 120,795,955,200 bytes"):
         open_frames(source, "all", T=2**16, cache_dir=tmp_path)
+
+
+def test_a_set_larger_than_memory_is_built_in_little(tmp_path: Path) -> None:
+    source = RandomSource(num=100, events=10)
+    source.sensor_size = (512, 512, 2)  # 100 samples of 1 MB
+    open_frames(RandomSource(num=2), "all", T=2, cache_dir=tmp_path)  # what is imported on the way does not count
+    tracemalloc.start()
+    try:
+        data = open_frames(source, "all", T=2, cache_dir=tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * binning.BATCH_BYTES
+    assert data[99][0].shape == (2, 2, 512, 512)
