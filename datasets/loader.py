@@ -177,6 +177,9 @@ class FrameLoader:
             start_threads(self._pool, self.threads)
         return self._pool
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pool": None, "_owner": 0}
+
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Go to a batch of an epoch, both counted from 0. ArgumentError for negative ones."""
         for name, value in (("epoch", epoch), ("step", step)):

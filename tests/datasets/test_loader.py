@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,13 @@ def test_labels_follow_mirror_images_and_mixtures(in_memory: FrameDataset) -> No
     assert labels.dtype == torch.float32
     torch.testing.assert_close(labels.sum(1), torch.ones(53))
     assert (labels.max(1).values < 1).any()
+
+
+def test_a_copy_goes_on_by_itself(on_disk: DiskFrameDataset) -> None:
+    loader = FrameLoader(on_disk, 10, generator=4, augment="shift")
+    next(iter(loader))
+    copied = pickle.loads(pickle.dumps(loader))
+    assert_equal(epoch_of(loader), epoch_of(copied))
 
 
 def test_an_error_comes_at_its_batch(in_memory: FrameDataset) -> None:
