@@ -36,4 +36,4 @@ def _text(value: object) -> str:
     """A fact on one line."""
     if isinstance(value, dict):
         return "; ".join(f"{key}: {_text(part)}" for key, part in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else "not confirmed" if value is None else str(value)
