@@ -222,6 +222,8 @@ class Engine {
   }
 
   void run_path(int64_t first, int64_t last, int64_t first_block, int64_t begin, int64_t end) const {
+    NMWeight weight = w_;
+    weight.finite = end - begin > 1 && kernel_->finite != nullptr && kernel_->finite(w_, first, last);
     const int64_t width = divide_up(last - first, kNMOutputStep) * kNMOutputStep;
     for (int64_t i = begin; i < end; ++i) {
       const NMBlock here = block(first_block + i);
@@ -231,7 +233,7 @@ class Engine {
       const int64_t ld = place != nullptr ? w_.outputs : width;
       for (int64_t row = 0; row < here.rows(); row += kNMBlockRows) {
         const int rows = static_cast<int>(std::min<int64_t>(kNMBlockRows, here.rows() - row));
-        kernel_->run(w_, prepared_[i].bytes + row / kNMBlockRows * nm_block_bytes(w_), rows, first, last,
+        kernel_->run(weight, prepared_[i].bytes + row / kNMBlockRows * nm_block_bytes(w_), rows, first, last,
                      target + row * ld - first, ld);
       }
       if (place == nullptr && last - first < width) {  // the sink may read whole vectors

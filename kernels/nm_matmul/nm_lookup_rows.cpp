@@ -74,15 +74,15 @@ SNN_VECTOR_INLINE __m512i affine(__m512i x, uint64_t matrix) {
   return _mm512_gf2p8affine_epi64_epi8(x, _mm512_set1_epi64(static_cast<int64_t>(matrix)), 0);
 }
 
-// Adds the chunk to the sums; x: spike bytes of the chunk, 64 rows each.
+// Adds the chunk to the sums, which start at 0 with `begin`; x: spike bytes of the chunk, 64 rows each.
 template <Form kForm, int kCount, class Value>
-void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, float (*tile)[kNMBlockRows]) {
+void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, bool begin, float (*tile)[kNMBlockRows]) {
   const SubsetSums<Value> subset_sums;
   __m512 sum[kTileOutputs][kCount];
 #pragma GCC unroll 4
   for (int a = 0; a < kTileOutputs; ++a) {
 #pragma GCC unroll 4
-    for (int g = 0; g < kCount; ++g) sum[a][g] = _mm512_load_ps(tile[a] + g * kGroup);
+    for (int g = 0; g < kCount; ++g) sum[a][g] = begin ? _mm512_setzero_ps() : _mm512_load_ps(tile[a] + g * kGroup);
   }
   constexpr int kStep = kForm == kOneOfFour ? 2 : 1;
   for (int64_t i = 0; i < bytes / kStep; ++i) {
@@ -134,23 +134,24 @@ void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, float (*t
 }
 
 template <Form kForm, class Value>
-void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, int groups, float (*tile)[kNMBlockRows]) {
+void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, int groups, bool begin,
+               float (*tile)[kNMBlockRows]) {
   switch (groups) {
-    case 1: return add_chunk<kForm, 1>(w, x, bytes, tile);
-    case 2: return add_chunk<kForm, 2>(w, x, bytes, tile);
-    case 3: return add_chunk<kForm, 3>(w, x, bytes, tile);
-    default: return add_chunk<kForm, 4>(w, x, bytes, tile);
+    case 1: return add_chunk<kForm, 1>(w, x, bytes, begin, tile);
+    case 2: return add_chunk<kForm, 2>(w, x, bytes, begin, tile);
+    case 3: return add_chunk<kForm, 3>(w, x, bytes, begin, tile);
+    default: return add_chunk<kForm, 4>(w, x, bytes, begin, tile);
   }
 }
 
 template <class Value>
-void add_chunk(Form form, const Chunk<Value>& w, const uint8_t* x, int64_t bytes, int groups,
+void add_chunk(Form form, const Chunk<Value>& w, const uint8_t* x, int64_t bytes, int groups, bool begin,
                float (*tile)[kNMBlockRows]) {
   switch (form) {
-    case kTwoOfFour: return add_chunk<kTwoOfFour>(w, x, bytes, groups, tile);
-    case kOneOfFour: return add_chunk<kOneOfFour>(w, x, bytes, groups, tile);
-    case kMatrix: return add_chunk<kMatrix>(w, x, bytes, groups, tile);
-    default: return add_chunk<kDense>(w, x, bytes, groups, tile);
+    case kTwoOfFour: return add_chunk<kTwoOfFour>(w, x, bytes, groups, begin, tile);
+    case kOneOfFour: return add_chunk<kOneOfFour>(w, x, bytes, groups, begin, tile);
+    case kMatrix: return add_chunk<kMatrix>(w, x, bytes, groups, begin, tile);
+    default: return add_chunk<kDense>(w, x, bytes, groups, begin, tile);
   }
 }
 
@@ -198,17 +199,17 @@ struct TileTask {
         if (as_bf16) {
           narrow.values[a] = bf16_values(group * per_byte, count * per_byte, scratch.values[a]);
           // A product with an infinity or NaN that no spike picks would spoil its table: such weights are added.
-          as_bf16 = all_finite(narrow.values[a], count * per_byte);
+          as_bf16 = w.finite || all_finite(narrow.values[a], count * per_byte);
         }
       }
       if (as_bf16) {
-        add_chunk(form, narrow, block + first * kNMBlockRows, count, groups, tile);
+        add_chunk(form, narrow, block + first * kNMBlockRows, count, groups, first == 0, tile);
         continue;
       }
       for (int a = 0; a < kTileOutputs; ++a) {
         wide.values[a] = float_values((outputs[a] * bytes + first) * per_byte, count * per_byte, scratch.values[a]);
       }
-      add_chunk(form, wide, block + first * kNMBlockRows, count, groups, tile);
+      add_chunk(form, wide, block + first * kNMBlockRows, count, groups, first == 0, tile);
     }
   }
 
@@ -232,9 +233,11 @@ void run(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64
                       form == kDense ? 8 : form == kOneOfFour ? 2 : 4};
   Scratch scratch;
   SumTile tile;
+  if (w.k() == 0) __builtin_memset(&tile, 0, sizeof(tile));
   for (int64_t o = first; o < last; o += kNMOutputStep) {
     const int64_t end = last - o < kNMOutputStep ? last : o + kNMOutputStep;
-    __builtin_memset(&tile, 0, sizeof(tile));
+    // The processor would otherwise ask for the lines of the result when the sums are there, and wait.
+    for (int row = 0; row < rows; ++row) __builtin_prefetch(y + row * ldy + o, 1);
     for (int64_t at = o; at < end; at += kTileOutputs) {
       int64_t outputs[kTileOutputs];
       for (int a = 0; a < kTileOutputs; ++a) outputs[a] = at + a < end ? at + a : end - 1;
@@ -242,6 +245,14 @@ void run(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64
     }
     store_tile(tile, rows, static_cast<int>(end - o), y + o, ldy);
   }
+}
+
+// Whether values of these outputs can be taken by dot products: true is for all of them.
+bool finite(const NMWeight& w, int64_t first, int64_t last) {
+  const int64_t kept = kept_count(w);
+  if (w.type == kNMInt8) return true;
+  return w.type == kNMBFloat16 &&
+         all_finite(static_cast<const uint16_t*>(w.values) + first * kept, (last - first) * kept);
 }
 
 // [byte] lines of 64 rows: see spike_lines.
@@ -258,9 +269,9 @@ void prepare(const NMWeight& w, const uint8_t* bits, int64_t stride, int rows, u
 }  // namespace
 
 #if defined(__GFNI__) && defined(__AVX512BF16__)
-extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){takes, prepare, run};
+extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){takes, prepare, run, finite};
 #else
-extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){nullptr, nullptr, nullptr};
+extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){nullptr, nullptr, nullptr, nullptr};
 #endif
 
 }  // namespace snn_core

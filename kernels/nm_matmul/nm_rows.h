@@ -26,6 +26,7 @@ struct NMWeight {
   int n, m;                // 0 and 0: dense; m divides segment
   int64_t outputs;
   int64_t segments, segment;
+  bool finite;             // known to hold no NaN or infinity, where it was asked for
 
   int64_t k() const { return segments * segment; }
   int64_t segment_bytes() const { return (segment + 7) / 8; }
@@ -48,6 +49,8 @@ struct NMKernel {
   // y[r * ldy + o] = sum over the spikes of row r of weight[o], for first <= o < last, in float32: no scale, no bias.
   // The sums of a row do not depend on the other rows, on their number or on the range.
   void (*run)(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64_t last, float* y, int64_t ldy);
+  // What NMWeight::finite may be set to for `run` on these outputs; null: it does not care.
+  bool (*finite)(const NMWeight& w, int64_t first, int64_t last) = nullptr;
 };
 
 // Dense activations x few rows, compressed weights of one segment.
