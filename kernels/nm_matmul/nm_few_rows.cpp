@@ -82,6 +82,7 @@ struct Chunk {
   KeptMasks masks[kPairs];
   const void* values[kPairs];
   int per_word;  // kept weights of 64, or 0 where that differs
+  int64_t output_bytes;  // of the values of an output; 0 where they are decoded
   alignas(64) uint16_t decoded[kPairs][kMaskChunk];
 };
 
@@ -141,7 +142,14 @@ void add_chunk(const uint64_t* x, int64_t x_stride, const Chunk& chunk, int firs
   const auto step = [&](int64_t i, uint32_t there) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int o = 0; o < kOutputs; ++o) {
-      const Values values(static_cast<const Element*>(chunk.values[first + o]) + 32 * i, there);
+      const auto* const p = static_cast<const Element*>(chunk.values[first + o]) + 32 * i;
+      // Two turns ahead: the short runs of some outputs at a time are too short for the processor's own prefetching.
+      // Values from memory: 0.73 of the time at 4 rows, 0.80 at 2. A single row, all of whose outputs are one turn, is
+      // bound by memory anyway, and slower by a tenth where the values lie in the cache.
+      if constexpr (kRows > 1) {
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + 2 * kOutputs * chunk.output_bytes);
+      }
+      const Values values(p, there);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         uint32_t picked;
@@ -244,6 +252,7 @@ void run(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64
   const bool half = w.indices != nullptr && 2 * w.n == w.m && 64 % w.m == 0;
   const Tile tile{w, block, rows, last, y, ldy, w.indices == nullptr ? kAll : half ? kHalf : kAny};
   Chunk chunk;
+  chunk.output_bytes = kNMTypeBytes[w.type] == 1 ? 0 : tile.kept_all * kNMTypeBytes[w.type];
   chunk.per_word = w.m > 0 && 64 % w.m == 0 ? 64 / w.m * w.n : 0;
   for (int64_t o = first; o < last; o += kPairs) {
     switch (w.type) {

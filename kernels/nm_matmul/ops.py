@@ -62,7 +62,7 @@ def nm_matmul(
     The fastest way that is there is taken, the dense product included: measured once per shape, pattern, type and
     firing rate (to a factor of 2), then remembered (:mod:`snn_core.kernels.nm_matmul.dispatch`). For dense activations
     that may be torch's product with a dense copy of the compressed weight, which is then kept as long as the weight
-    (``dense:kept``); the environment variable SNN_KEEP_DENSE=0 forbids it.
+    (``dense:kept``, or in oneDNN's order ``dense:onednn``); the environment variable SNN_KEEP_DENSE=0 forbids it.
 
     Args:
         x: dense activations ``[..., K]`` (float32, bfloat16, float16; float64 through the reference), or spikes:
