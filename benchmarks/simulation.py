@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import simulation_figures
 import torch
 
 from snn_core.backbones import create
@@ -89,7 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    body = transfer(arguments)
+    body = simulation_figures.figures() if arguments.part == "figures" else transfer(arguments)
     common.write_result(arguments.json or common.RESULTS / f"simulation_{arguments.part}.json", body)
 
 
