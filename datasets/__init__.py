@@ -9,6 +9,7 @@ from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.disk_frames import DiskFrameDataset
 from snn_core.datasets.event_dataset import EventDataset
 from snn_core.datasets.event_frames_dataset import EventFrameDataset
+from snn_core.datasets.event_sensor import EventSensor, SensorParameters
 from snn_core.datasets.events import EVENT_DTYPE, make_events
 from snn_core.datasets.frame_dataset import FrameDataset
 from snn_core.datasets.frames import iterate_events, load_frames, open_frames
@@ -25,6 +26,7 @@ from snn_core.datasets.readers import (
 )
 from snn_core.datasets.registry import info, list_datasets, open_dataset, register
 from snn_core.datasets.roots import data_root
+from snn_core.datasets.simulate import Scene, simulate_images, simulate_video
 from snn_core.datasets.spikingjelly_frames import load_spikingjelly_frames
 from snn_core.datasets.splits import stratified_folds, stratified_subset
 from snn_core.files import cache_root
@@ -37,10 +39,13 @@ __all__ = [
     "EventDataset",
     "EventFileInfo",
     "EventFrameDataset",
+    "EventSensor",
     "FrameDataset",
     "FrameLoader",
     "NMNISTSource",
     "RegisteredDataset",
+    "Scene",
+    "SensorParameters",
     "cache_root",
     "clear_cache",
     "data_root",
@@ -63,6 +68,8 @@ __all__ = [
     "read_events",
     "read_nmnist",
     "register",
+    "simulate_images",
+    "simulate_video",
     "stratified_folds",
     "stratified_subset",
     "verify_cache",
