@@ -14,9 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters
 from snn_core.datasets.moving_pictures import WEIGHT_UNIT, whole_weights
-from snn_core.datasets.pictures import CIFAR10_CLASSES, load_cifar10
+from snn_core.datasets.pictures import (
+    CIFAR10_CLASSES,
+    CIFAR10_FILES,
+    CIFAR10_FOLDER,
+    HOW_TO_GET_CIFAR10,
+    load_cifar10,
+)
+from snn_core.datasets.roots import data_root
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import ArgumentError
 from snn_core.files import sha256_json
@@ -148,3 +156,29 @@ def loop_path() -> list[tuple[float, float]]:
         (x0, y0), (x1, y1) = CORNERS[leg], CORNERS[leg + 1]
         path.append((x0 + progress * (x1 - x0), y0 + progress * (y1 - y0)))
     return path
+
+
+def _open(root: Path | None = None, *, size: int = 128, seed: int = 0) -> Cifar10DVSSimSource:
+    """See :class:`Cifar10DVSSimSource`."""
+    return Cifar10DVSSimSource(data_root() if root is None else root, size, seed)
+
+
+DATASET = RegisteredDataset(
+    DatasetInfo(
+        name="cifar10-dvs-sim",
+        title="cifar10-dvs-sim (simulated)",
+        class_names=CIFAR10_CLASSES,
+        sensor_size=(128, 128, 2),
+        splits={"fixed": {part: number * len(CIFAR10_CLASSES) for part, number in PER_CLASS.items()}},
+        split_rules={"fixed": "the first 900 / 100 a class of CIFAR-10's training / test pictures"},
+        simulated=True,
+        citation=(
+            "Pictures: A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images. Technical report, "
+            "University of Toronto (2009)."
+        ),
+        home_page="https://www.cs.toronto.edu/~kriz/cifar.html",
+        how_to_get=HOW_TO_GET_CIFAR10 + " The recordings are simulated; size=48, 64 or 128 (as told here) pixels a side.",
+        where_to_put=f"{CIFAR10_FOLDER}/ or {' or '.join(CIFAR10_FILES)} (the last is a part: 500 / 100 a class)",
+    ),
+    _open,
+)

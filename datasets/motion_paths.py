@@ -3,8 +3,9 @@
 Six motions, each forwards and backwards: the second class of a pair is the first played from its end to its start. All
 paths are closed, so that both cover the same points at the same speeds, and only the order in time tells them apart.
 What else could is drawn at random, from the same distribution for all classes: place, size, width and tilt of the path,
-where it begins (of circles and figure-eights), a smooth warp of time, a tremor, and a second, fainter picture that goes
-round a circle of its own (the distractor). All of these distributions stay the same when time runs backwards.
+where it begins (of circles and figure-eights), a smooth warp of time, a tremor, whether the picture is bright or dark,
+and a second, fainter picture that goes round a circle of its own (the distractor). All of these distributions stay the
+same when time runs backwards.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "distractor_sense": (0.0, 1.0),  # below 0.5 it goes round the other way
     "distractor_size": (6.0, 10.0),
     "distractor_contrast": (0.3, 0.5),
+    "dark": (0.0, 1.0),  # below 0.5 the pictures are dark on a bright ground
 }
 
 Floats = NDArray[np.float64]
@@ -90,24 +92,26 @@ def draw_motions(labels: list[int], names: list[str], seed: int) -> Motions:
     return Motions(np.array(labels, np.int64), drawn)
 
 
-def place(motions: Motions, fraction: float) -> tuple[Floats, Floats, Floats]:
-    """Where the pictures are: x, y [num] from the sensor's middle in nominal pixels, and their angle in radians.
+def place(motions: Motions, fractions: Floats) -> tuple[Floats, Floats, Floats]:
+    """Where the pictures are: x, y [times, num] from the sensor's middle in nominal pixels, and their angle in radians.
 
-    ``fraction`` 0 .. 1 of the recording's duration. x points right, y down; angles are clockwise as seen.
+    ``fractions`` [times], 0 .. 1 of the recording's duration. x points right, y down; angles are clockwise as seen.
     """
     d, motion = motions.drawn, motions.label // 2
-    time = np.where(motions.label % 2 == 0, fraction, 1 - fraction)
+    time = np.where(motions.label % 2 == 0, fractions[:, None], 1 - fractions[:, None])
     progress = _progress(motions, time)
-    start = np.select([motion <= EIGHT, motion <= WAVE_DOWN], [d["start"], d["wave_start"]], d["start"])
-    turn = 2 * np.pi * (progress + start)
+    waves = (motion == WAVE_ACROSS) | (motion == WAVE_DOWN)
+    turn = 2 * np.pi * (progress + np.where(waves, d["wave_start"], d["start"]))
+    eights = np.flatnonzero(motion == EIGHT)
+    for column in eights.tolist():
+        turn[:, column] = _even_turn(progress[:, column] + d["start"][column], d["aspect"][column])
     shake = 2 * np.pi * SHAKES * progress + np.where(d["start"] < 0.5, np.pi, 0.0)
-    amplitude, zero = d["amplitude"], np.zeros(len(turn))
+    amplitude, zero = d["amplitude"], np.zeros_like(turn)
     along = np.select(
-        [motion == CIRCLE, motion == EIGHT, motion == WAVE_ACROSS, motion == SHAKE],
-        [amplitude * np.cos(turn), amplitude * np.sin(turn), amplitude * np.sin(turn),
-         SHAKE_AMPLITUDE * amplitude * np.sin(shake)],
+        [motion == CIRCLE, (motion == EIGHT) | (motion == WAVE_ACROSS), motion == SHAKE],
+        [amplitude * np.cos(turn), amplitude * np.sin(turn), SHAKE_AMPLITUDE * amplitude * np.sin(shake)],
         zero,
-    )  # fmt: skip
+    )
     across = np.select(
         [motion == CIRCLE, motion == EIGHT, motion == WAVE_DOWN],
         [d["aspect"] * amplitude * np.sin(turn), d["aspect"] * amplitude * np.sin(2 * turn), amplitude * np.sin(turn)],
@@ -122,13 +126,27 @@ def place(motions: Motions, fraction: float) -> tuple[Floats, Floats, Floats]:
     return x + d["centre_x"] + _tremor(d, "x", time), y + d["centre_y"] + _tremor(d, "y", time), angle
 
 
-def place_of_distractor(motions: Motions, fraction: float) -> tuple[Floats, Floats]:
+def place_of_distractor(motions: Motions, fractions: Floats) -> tuple[Floats, Floats]:
     """Where the distractors are, as in :func:`place`; they go round once, whichever way."""
     d = motions.drawn
     sense = np.where(d["distractor_sense"] < 0.5, -1.0, 1.0)
-    turn = 2 * np.pi * (sense * fraction + d["distractor_start"])
+    turn = 2 * np.pi * (sense * fractions[:, None] + d["distractor_start"])
     x = d["distractor_x"] + d["distractor_radius"] * np.cos(turn)
     return x, d["distractor_y"] + d["distractor_radius"] * np.sin(turn)
+
+
+def _even_turn(progress: Floats, aspect: float) -> Floats:
+    """Phase, in radians, of the point of a figure-eight that lies ``progress`` (in rounds) along its length.
+
+    At even speed. At even phase the picture would be slow on the lobes and fast through the middle: it would come slow
+    and leave fast where the backward class comes fast and leaves slow, and a refractory pixel loses more of a fast
+    change. That alone told the two apart in time-averaged frames.
+    """
+    rounds = np.linspace(0, 1, 1025)
+    lengths = np.hypot(np.diff(np.sin(2 * np.pi * rounds)), aspect * np.diff(np.sin(4 * np.pi * rounds)))
+    along = np.concatenate([[0.0], np.cumsum(lengths)]) / lengths.sum()
+    whole = np.floor(progress)
+    return 2 * np.pi * (whole + np.interp(progress - whole, along, rounds))
 
 
 def _progress(motions: Motions, time: Floats) -> Floats:

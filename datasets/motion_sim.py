@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters
 from snn_core.datasets.motion_paths import (
     CHIRP,
@@ -30,7 +31,8 @@ from snn_core.datasets.motion_paths import (
     place_of_distractor,
 )
 from snn_core.datasets.moving_pictures import FINE, FRACTION_BITS, WEIGHT_UNIT, MovingPictures
-from snn_core.datasets.pictures import LabelledPictures, load_mnist
+from snn_core.datasets.pictures import HOW_TO_GET_MNIST, MNIST_FILE, LabelledPictures, load_mnist
+from snn_core.datasets.roots import data_root
 from snn_core.datasets.source import Recording, check_split
 from snn_core.errors import ArgumentError, DataError
 from snn_core.files import sha256_json
@@ -112,18 +114,19 @@ class MotionSimSource:
     def log_brightness(
         self, recordings: Sequence[Recording], motions: Motions | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """What the sensor sees: float32 [num, size * size] every STEP_US, 501 times.
+        """What the sensor sees: float32 [num, size * size] every STEP_US.
 
         ``motions`` replaces those of the recordings.
         """
         motions = self.motions(recordings) if motions is None else motions
         scene = _Scene(motions, *self._pictures(recordings), self.size)
-        frames = DURATION_US // RENDER_US
-        before = scene.log_brightness(0.0)
+        before = scene.log_brightness(0)
         yield before
-        for frame in range(1, frames + 1):
-            after = scene.log_brightness(frame / frames)
-            yield 0.5 * (before + after)
+        for frame in range(1, DURATION_US // RENDER_US + 1):
+            after = scene.log_brightness(frame)
+            for step in range(1, RENDER_US // STEP_US):
+                part = np.float32(step * STEP_US / RENDER_US)
+                yield before + part * (after - before)
             yield after
             before = after
 
@@ -139,35 +142,42 @@ class MotionSimSource:
 
 
 class _Scene:
-    """A batch of pictures with their distractors; of two that overlap the brighter is seen."""
+    """A batch of pictures with their distractors; of two that overlap the one with more ink is seen."""
 
     def __init__(
         self, motions: Motions, pictures: NDArray[np.uint8], distractors: NDArray[np.uint8], size: int
     ) -> None:
-        self.motions, self.scale, self.middle = motions, size / NOMINAL_PIXELS, (size - 1) / 2
+        scale, middle = size / NOMINAL_PIXELS, (size - 1) / 2
+        fractions = np.arange(DURATION_US // RENDER_US + 1) * RENDER_US / DURATION_US
+        self.x, self.y, self.angle = place(motions, fractions)
+        self.distractor_x, self.distractor_y = place_of_distractor(motions, fractions)
+        for positions in (self.x, self.y, self.distractor_x, self.distractor_y):
+            positions *= scale
+            positions += middle
         self.turning = np.flatnonzero(motions.label // 2 == ROLL)
         drawn = motions.drawn
-        self.upright = MovingPictures(pictures, drawn["size"] * self.scale, drawn["contrast"], size, size)
+        self.upright = MovingPictures(pictures, drawn["size"] * scale, drawn["contrast"], size, size)
         chosen = self.turning
         self.turned = MovingPictures(
-            pictures[chosen], drawn["size"][chosen] * self.scale, drawn["contrast"][chosen], size, size
+            pictures[chosen], drawn["size"][chosen] * scale, drawn["contrast"][chosen], size, size
         )
         self.distractors = MovingPictures(
-            distractors, drawn["distractor_size"] * self.scale, drawn["distractor_contrast"], size, size
+            distractors, drawn["distractor_size"] * scale, drawn["distractor_contrast"], size, size
         )
+        # Bits of every brightness that are turned over: all of them where ink is dark.
+        self.inverted = np.where(drawn["dark"] < 0.5, 255, 0).astype(np.uint8)[:, None, None]
         # A table instead of np.log: the same numbers on every processor, and faster.
         self.table = np.log(BACKGROUND + np.arange(256) / 255).astype(np.float32)
 
-    def log_brightness(self, fraction: float) -> NDArray[np.float32]:
-        x, y, angle = place(self.motions, fraction)
-        x, y = x * self.scale + self.middle, y * self.scale + self.middle
+    def log_brightness(self, frame: int) -> NDArray[np.float32]:
+        """Float32 [num, size * size] of the frame at ``frame * RENDER_US``."""
+        x, y = self.x[frame], self.y[frame]
         seen = self.upright.brightness(x, y)
         if len(self.turning):
             chosen = self.turning
-            seen[chosen] = self.turned.brightness(x[chosen], y[chosen], angle[chosen])
-        x, y = place_of_distractor(self.motions, fraction)
-        behind = self.distractors.brightness(x * self.scale + self.middle, y * self.scale + self.middle)
-        np.maximum(seen, behind, out=seen)
+            seen[chosen] = self.turned.brightness(x[chosen], y[chosen], self.angle[frame, chosen])
+        np.maximum(seen, self.distractors.brightness(self.distractor_x[frame], self.distractor_y[frame]), out=seen)
+        seen ^= self.inverted
         return self.table.take(seen.reshape(len(seen), -1))
 
 
@@ -191,3 +201,28 @@ def _choose_pictures(mnist: LabelledPictures, split: str) -> NDArray[np.int64]:
         chosen[1, wanted] = order[len(wanted) : 2 * len(wanted)]
     chosen[1] = np.random.default_rng(derive_seed(SET_SEED, "distractors", split)).permutation(chosen[1])
     return chosen
+
+
+def _open(root: Path | None = None, *, size: int = 34, seed: int = 0) -> MotionSimSource:
+    """See :class:`MotionSimSource`."""
+    return MotionSimSource(data_root() if root is None else root, size, seed)
+
+
+DATASET = RegisteredDataset(
+    DatasetInfo(
+        name="motion-sim",
+        title="motion-sim (simulated)",
+        class_names=CLASS_NAMES,
+        sensor_size=(34, 34, 2),
+        splits={"fixed": {part: number * len(CLASS_NAMES) for part, number in PER_CLASS.items()}},
+        split_rules={"fixed": "train shows MNIST's training pictures, test its test pictures"},
+        simulated=True,
+        citation=(
+            "Pictures: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-Based Learning Applied to Document "
+            "Recognition. Proceedings of the IEEE 86, 2278-2324 (1998). doi:10.1109/5.726791"
+        ),
+        how_to_get=HOW_TO_GET_MNIST + " The recordings are simulated; size=34 (as told here) or 128 pixels a side.",
+        where_to_put=MNIST_FILE,
+    ),
+    _open,
+)
