@@ -64,7 +64,7 @@ class Cifar10DVSSimSource:
     """
 
     simulated = True
-    class_names = CIFAR10_CLASSES
+    class_names: tuple[str, ...] = CIFAR10_CLASSES
 
     def __init__(self, root: Path, size: int = 128, seed: int = 0) -> None:
         if size not in SIZES:
@@ -177,7 +177,8 @@ DATASET = RegisteredDataset(
             "University of Toronto (2009)."
         ),
         home_page="https://www.cs.toronto.edu/~kriz/cifar.html",
-        how_to_get=HOW_TO_GET_CIFAR10 + " The recordings are simulated; size=48, 64 or 128 (as told here) pixels a side.",
+        how_to_get=HOW_TO_GET_CIFAR10
+        + " The recordings are simulated; size=48, 64 or 128 (as told here) pixels a side.",
         where_to_put=f"{CIFAR10_FOLDER}/ or {' or '.join(CIFAR10_FILES)} (the last is a part: 500 / 100 a class)",
     ),
     _open,

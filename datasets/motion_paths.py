@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from snn_core.seeding import derive_seed
 
-CLASS_NAMES = (
+CLASS_NAMES: tuple[str, ...] = (
     "circle clockwise",
     "circle counter-clockwise",
     "figure-eight forwards",  # out below the middle, back above it, on both sides
@@ -86,9 +86,7 @@ def draw_motions(labels: list[int], names: list[str], seed: int) -> Motions:
     """The motion of each recording; its parameters depend on its name and the seed, not on its label."""
     uniform = np.array([np.random.default_rng(derive_seed(seed, "motion", name)).random(len(RANGES)) for name in names])
     uniform = uniform.reshape(len(names), len(RANGES))
-    drawn = {
-        name: low + (high - low) * uniform[:, column] for column, (name, (low, high)) in enumerate(RANGES.items())
-    }
+    drawn = {name: low + (high - low) * uniform[:, column] for column, (name, (low, high)) in enumerate(RANGES.items())}
     return Motions(np.array(labels, np.int64), drawn)
 
 

@@ -71,7 +71,7 @@ class MotionSimSource:
     """
 
     simulated = True
-    class_names = CLASS_NAMES
+    class_names: tuple[str, ...] = CLASS_NAMES
 
     def __init__(self, root: Path, size: int = 34, seed: int = 0) -> None:
         if size not in SIZES:
@@ -101,11 +101,15 @@ class MotionSimSource:
 
     def read(self, recordings: Sequence[Recording]) -> Iterator[NDArray[np.void]]:
         """Events of each recording; simulated in batches, each the same whatever batch it falls in."""
-        sensor = EventSensor(self.size, self.size, SENSOR, self.seed)
+        sensor = self.sensor()
         for first in range(0, len(recordings), BATCH):
             batch = recordings[first : first + BATCH]
             names: list[str | int] = [recording.id for recording in batch]
             yield from sensor.record(self.log_brightness(batch), STEP_US, names)
+
+    def sensor(self) -> EventSensor:
+        """The simulated sensor that sees all of these recordings."""
+        return EventSensor(self.size, self.size, SENSOR, self.seed)
 
     def motions(self, recordings: Sequence[Recording]) -> Motions:
         """How the pictures of these recordings move."""

@@ -91,14 +91,14 @@ class MovingPictures:
         down += self.first
         return self.fine.take(down)
 
-    def _points(self, step: NDArray[np.float64], start: NDArray[np.float64], pixel: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _points(
+        self, step: NDArray[np.float64], start: NDArray[np.float64], pixel: NDArray[np.int32]
+    ) -> NDArray[np.int32]:
         """Fine points [num, pixels] at ``start + step * pixel`` from the middle, kept inside the picture."""
         at = np.rint(step).astype(np.int32)[:, None] * pixel + self._middle(start)[:, None]
         return np.clip(at >> FRACTION_BITS, 0, self.side - 1)
 
-    def _turned(
-        self, a: NDArray[np.float64], b: NDArray[np.float64], start: NDArray[np.float64]
-    ) -> NDArray[np.int32]:
+    def _turned(self, a: NDArray[np.float64], b: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.int32]:
         """Fine points [num, H, W] at ``start + a * column + b * row`` from the middle, kept inside the picture."""
         along_columns = np.rint(a).astype(np.int32)[:, None] * self.columns + self._middle(start)[:, None]
         along_rows = np.rint(b).astype(np.int32)[:, None] * self.rows

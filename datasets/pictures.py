@@ -16,7 +16,18 @@ MNIST_FILE = "mnist.npz"
 #: The first of them that is there; the last holds 500 / 100 pictures a class.
 CIFAR10_FILES = ("cifar10.npz", "cifar10_6k.npz")
 CIFAR10_FOLDER = "cifar-10-batches-bin"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES: tuple[str, ...] = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 HOW_TO_GET_MNIST = (
     "Get MNIST as an npz file with the arrays x_train, y_train, x_test, y_test "
@@ -45,7 +56,7 @@ class LabelledPictures:
         """SHA-256 (hex) of all pictures and labels."""
         digest = hashlib.sha256()
         for split in ("train", "test"):
-            digest.update(np.ascontiguousarray(self.pictures[split]))
+            digest.update(self.pictures[split].tobytes())
             digest.update(self.labels[split].astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -130,8 +141,6 @@ def _check(
     if pictures.dtype != np.uint8 or pictures.ndim != len(shape) + 1 or pictures.shape[1:] != shape:
         raise DataError(f"{path}: x_{split} must be uint8 [num, {shape}], found {pictures.dtype} {pictures.shape}")
     if labels.shape != (len(pictures),) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: y_{split} must be integers [{len(pictures)}], found {labels.dtype} {labels.shape}"
-        )
+        raise DataError(f"{path}: y_{split} must be integers [{len(pictures)}], found {labels.dtype} {labels.shape}")
     if len(labels) == 0 or labels.min() < 0 or labels.max() > 9:
         raise DataError(f"{path}: y_{split} must hold labels 0..9, found {labels[:1].tolist()}...")

@@ -29,6 +29,8 @@ MODULES: dict[str, str] = {
     "shd": "snn_core.datasets.shd",
     "digits-dvs": "snn_core.datasets.digits_dvs",
     "nmnist-sim": "snn_core.datasets.nmnist_sim",
+    "motion-sim": "snn_core.datasets.motion_sim",
+    "cifar10-dvs-sim": "snn_core.datasets.cifar10_dvs_sim",
 }
 _registered: dict[str, RegisteredDataset] = {}
 
