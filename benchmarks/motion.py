@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/motion.py
 
-The two classes of a pair are the same motions forwards and backwards. Read-outs of time-averaged frames (linear; RBF-SVM)
-are fitted to each pair alone; the networks learn all 12 classes, from frames in order, from frames shuffled in time
+The two classes of a pair are the same motions forwards and backwards. Read-outs of time-averaged frames (linear, and an
+RBF-SVM) are fitted to each pair alone; the networks learn all 12 classes, from frames in order, from frames shuffled in time
 (every recording by its own draw) and from frames averaged over time. Given are accuracy, shape accuracy (which pair)
 and within-pair accuracy (the better of the true pair's two scores; chance is 0.5), the last for each pair.
 """

@@ -81,10 +81,10 @@ class Cifar10DVSSimSource:
     def _listed(self, split: str) -> list[Recording]:
         labels, index = self.cifar10.labels[split], self.cifar10.index[split]
         order = np.argsort(index, kind="stable")
-        chosen = [order[labels[order] == label][: PER_CLASS[split]] for label in range(len(CIFAR10_CLASSES))]
+        members = [order[labels[order] == label][: PER_CLASS[split]] for label in range(len(CIFAR10_CLASSES))]
+        chosen = order[np.isin(order, np.concatenate(members))]
         return [
-            Recording(f"{split}/{index[place]:05d}", int(labels[place]), (split, place))
-            for place in np.sort(np.concatenate(chosen)).tolist()
+            Recording(f"{split}/{index[place]:05d}", int(labels[place]), (split, place)) for place in chosen.tolist()
         ]
 
     def recordings(self, split: str) -> list[Recording]:

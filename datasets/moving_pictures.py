@@ -31,7 +31,7 @@ def whole_weights(position: NDArray[np.float64], cells: int) -> NDArray[np.float
 
 
 def enlarge(pictures: NDArray[np.uint8], contrast: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """uint8 [num, S, S] of pictures uint8 [num, s, s]: FINE times larger, with a dark rim of one cell, S = FINE (s + 2).
+    """uint8 [num, S, S] of pictures uint8 [num, s, s]: FINE times larger, a dark rim of one cell, S = FINE (s + 2).
 
     ``contrast`` [num], 0 .. 1, is multiplied in.
     """

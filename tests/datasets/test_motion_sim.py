@@ -123,7 +123,7 @@ def test_enlarging_keeps_brightness() -> None:
     fine = enlarge(picture, np.array([1.0]))
     assert fine.shape == (1, 480, 480)
     assert fine[0, 48:-48, 48:-48].min() >= 250  # weights are rounded
-    assert fine[0, 0].max() == 0
+    assert fine[0, 0].max() <= 1
     half = enlarge(picture, np.array([0.5]))[0, 48:-48, 48:-48]
     assert 125 <= half.min() <= half.max() <= 127
 
