@@ -76,7 +76,7 @@ class Augmentation(ABC):
 
         Args:
             data: frames [T, B, C, H, W], integer or floating point, on any device; or the events of one recording,
-                a structured array [num_events] with fields t, x, y, p, sorted by t.
+                a structured array [num_events] with fields t (int64), x, y and p (0 or 1), sorted by t.
             draw: of one sample (then every sample of the batch is transformed alike) or of B.
 
         Returns:
@@ -89,6 +89,9 @@ class Augmentation(ABC):
         """
         if isinstance(data, Tensor):
             check_frames(data, draw)
+            if data.shape[1] == 0:
+                width, height = self.output_size(draw.size)
+                return data.new_zeros(*data.shape[:3], height, width)
             return self._frames(data, draw)
         check_events(data, draw)
         return self._events(data, draw)
@@ -126,12 +129,15 @@ def check_events(events: Any, draw: Draw) -> None:
         )
     if draw.count != 1:
         raise ArgumentError(f"draw: one recording of events needs a draw of one sample, got one of {draw.count}")
-    width, height = draw.size
-    for name, side in (("x", width), ("y", height)):
+    if events.dtype["t"].kind + str(events.dtype["t"].itemsize) != "i8":
+        raise ArgumentError(f"t of the events must be int64 microseconds, got {events.dtype['t']}")
+    for name, side in zip("xyp", (*draw.size, 2), strict=True):
         column = events[name]
-        if not len(column):
-            continue
-        if not 0 <= int(column.min()) <= int(column.max()) < side:
+        if column.dtype.kind not in ("iub" if name == "p" else "iu"):
+            raise ArgumentError(f"{name} of the events must be integers, got {column.dtype}")
+        if column.dtype.kind != "b" and np.iinfo(column.dtype).max < side - 1:
+            raise ArgumentError(f"{name} of the events is {column.dtype}, which does not hold {side - 1}")
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < side:
             raise ArgumentError(f"{name} of the events must lie in 0..{side - 1}, got {column.min()}..{column.max()}")
 
 
@@ -220,11 +226,18 @@ def sorted_by_time(events: Events) -> Events:
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise ArgumentError unless low <= value <= high."""
-    if not low <= value <= high:
+    if isinstance(value, str) or not low <= value <= high:
         raise ArgumentError(f"{name} must lie in {low:g} .. {high:g}, got {value!r}")
+
+
+def check_count(name: str, value: int, low: int, high: int) -> None:
+    """Raise ArgumentError unless value is an integer, low <= value <= high."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ArgumentError(f"{name} must be an integer, got {value!r}")
+    check_range(name, value, low, high)
 
 
 def check_pair(name: str, value: tuple[float, float], low: float, high: float) -> None:
     """Raise ArgumentError unless value is (a, b) with low <= a <= b <= high."""
-    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+    if not isinstance(value, tuple | list) or len(value) != 2 or not low <= value[0] <= value[1] <= high:
         raise ArgumentError(f"{name} must be (least, most) within {low:g} .. {high:g}, got {value!r}")

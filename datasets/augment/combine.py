@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,8 +83,8 @@ class OneOf(Augmentation):
         self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.choices)
         if not self.choices or len(self.weights) != len(self.choices):
             raise ArgumentError(f"weights: got {len(self.weights)} for {len(self.choices)} choices; at least one each")
-        if min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise ArgumentError(f"weights must not be negative, and one must be positive, got {self.weights}")
+        if not (all(0 <= weight < math.inf for weight in self.weights) and sum(self.weights) > 0):
+            raise ArgumentError(f"weights must be finite and not negative, and one positive, got {self.weights}")
 
     def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
         for part in self.choices:

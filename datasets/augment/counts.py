@@ -104,6 +104,8 @@ class Noise(Augmentation):
         return Draw(count, size, {"seed": seeds(generator, count)})
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
+        if frames.dtype == torch.bool:
+            raise ArgumentError("Noise adds counts, which frames of torch.bool do not hold")
         steps, batch, *image = frames.shape
         cells = math.prod(image)
         places = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_core.datasets.augment.base import Draw, check_frames, check_range, interval
+from snn_core.datasets.augment.base import Draw, check_count, check_frames, check_range, interval
 from snn_core.errors import ArgumentError
 
 
@@ -47,7 +47,7 @@ class Mix(ABC):
                 f"a draw for {draw.count} samples, frames {list(frames.shape)} and labels {list(labels.shape)} do not "
                 "fit together; labels are [B, K]"
             )
-        if not bool(draw.values["on"].any()):
+        if not draw.count or not bool(draw.values["on"].any()):
             return frames, labels
         partner = draw.values["partner"].to(frames.device)
         taken = self._mask(frames.shape[0], draw).to(frames.device)  # bool [T or 1, B, 1, H, W]
@@ -119,7 +119,7 @@ class EventMix(Mix):
     def __post_init__(self) -> None:
         check_range("p", self.p, 0, 1)
         check_range("alpha", self.alpha, 0.01, 100)
-        check_range("blobs", self.blobs, 1, 1000)
+        check_count("blobs", self.blobs, 1, 1000)
 
     def _places(
         self, generator: torch.Generator, count: int, size: tuple[int, int], share: Tensor

@@ -17,6 +17,7 @@ from snn_core.datasets.augment.base import (
     Draw,
     Events,
     between,
+    check_count,
     check_pair,
     check_range,
     copied,
@@ -40,7 +41,7 @@ class Shift(Augmentation):
     pixels: int = 2
 
     def __post_init__(self) -> None:
-        check_range("pixels", self.pixels, 0, 2**15)
+        check_count("pixels", self.pixels, 0, 2**15)
 
     def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
         offsets = torch.randint(0, 2 * self.pixels + 1, (count, 2), generator=generator)
@@ -50,9 +51,11 @@ class Shift(Augmentation):
 
     def _frames(self, frames: Tensor, draw: Draw) -> Tensor:
         height, width = frames.shape[-2:]
-        reach = self.pixels
-        padded = functional.pad(frames, (reach,) * 4)
-        return _windows(padded, reach - draw.values["dx"], reach - draw.values["dy"], width, height)
+        # Padded by no more than what is moved: a line of pixels not across, and nobody by more than the sensor's size.
+        dx, dy = (draw.values[name].clamp(-side, side) for name, side in (("dx", width), ("dy", height)))
+        across, along = (int(offset.abs().max()) for offset in (dx, dy))
+        padded = functional.pad(frames, (across, across, along, along))
+        return _windows(padded, across - dx, along - dy, width, height)
 
     def _events(self, events: Events, draw: Draw) -> Events:
         x, y = events["x"].astype(np.int64) + draw.item("dx"), events["y"].astype(np.int64) + draw.item("dy")
@@ -66,7 +69,7 @@ class Roll(Augmentation):
     pixels: int = 5
 
     def __post_init__(self) -> None:
-        check_range("pixels", self.pixels, 0, 2**15)
+        check_count("pixels", self.pixels, 0, 2**15)
 
     def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
         dx, dy = (integers(generator, count, -self.pixels, self.pixels) for _ in range(2))
@@ -115,7 +118,7 @@ class Flip(Augmentation):
         if not draw.item("on"):
             return events
         moved = copied(events)
-        moved[self.axis] = draw.size[0 if self.axis == "x" else 1] - 1 - events[self.axis]
+        moved[self.axis] = draw.size[0 if self.axis == "x" else 1] - 1 - events[self.axis].astype(np.int64)
         return moved
 
     def relabel(self, labels: Tensor, draw: Draw) -> Tensor:
@@ -199,8 +202,8 @@ class Crop(Augmentation):
     height: int
 
     def __post_init__(self) -> None:
-        check_range("width", self.width, 1, 2**15)
-        check_range("height", self.height, 1, 2**15)
+        check_count("width", self.width, 1, 2**15)
+        check_count("height", self.height, 1, 2**15)
 
     def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
         if self.width > size[0] or self.height > size[1]:
@@ -287,8 +290,8 @@ def relabelled(labels: Tensor, on: Tensor, classes: Sequence[int] | None) -> Ten
     if classes is None:
         return labels
     table = torch.as_tensor(classes, dtype=labels.dtype, device=labels.device)
-    if labels.numel() and int(labels.max()) >= len(table):
-        raise ArgumentError(f"classes has {len(table)} entries, a label is {int(labels.max())}")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < len(table):
+        raise ArgumentError(f"classes has {len(table)} entries, labels lie in {int(labels.min())}..{int(labels.max())}")
     return torch.where(on.to(labels.device), table[labels], labels)
 
 

@@ -302,7 +302,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "interpolation": (lambda: Affine(interpolation="cubic"), "interpolation must be"),  # type: ignore[arg-type]
     "pair": (lambda: DropTime((0.5, 0.2)), r"ratio must be \(least, most\)"),
     "strength": (lambda: TimeWarp(1.0), "strength must lie in"),
-    "weights": (lambda: OneOf([Shift()], [0]), "one must be positive"),
+    "weights": (lambda: OneOf([Shift()], [0]), "and one positive"),
     "no choice": (lambda: OneOf([]), "at least one each"),
     "magnitude": (lambda: nda(magnitude=9), "magnitude must lie in 1 .. 6"),
     "size changes": (lambda: OneOf([Crop(5, 5)])(make_frames(), generator()), "changes the size"),
@@ -316,7 +316,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "list": (lambda: Shift().apply([1], Shift().draw(generator(), 1, SIZE)), "got list"),  # type: ignore[type-var]
     "relabel": (
         lambda: Flip(1.0, classes=(1, 0)).relabel(torch.tensor([2]), Flip(1.0).draw(generator(), 1, SIZE)),
-        "classes has 2 entries, a label is 2",
+        "classes has 2 entries, labels lie in 2..2",
     ),
 }
 
