@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -45,7 +46,7 @@ class FrameLoader:
         dtype: of the frames; None keeps what is there (uint8, unless the augmentation interpolates).
         drop_last: leave out a last batch that is smaller.
         prefetch: batches that are made ahead; 0 makes each when it is asked for, without a thread.
-        threads: that make them. One is enough where a batch is made faster than it is used.
+        threads: that make them, on one core each. One is enough where a batch is made faster than it is used.
         device: of the batches. They are moved as they are stored, and augmented there.
 
     Raises:
@@ -152,7 +153,9 @@ class FrameLoader:
         order, steps = self.order(epoch), range(first, len(self))
         if self.prefetch == 0:
             for step in steps:
-                yield step, self.batch(epoch, step, order)
+                with one_torch_thread():
+                    batch = self.batch(epoch, step, order)
+                yield step, batch
             return
         pool = self._threads()
         waiting: deque[tuple[int, Future[Batch]]] = deque()
@@ -255,6 +258,17 @@ def start_threads(pool: ThreadPoolExecutor, count: int) -> None:
         pool.submit(begin)
     barrier.wait()
     torch.set_num_threads(mine)
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """One torch thread inside: many small operators that each wait for a second one can take seconds on busy cores."""
+    mine = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(mine)
 
 
 def _seed(generator: torch.Generator | int) -> int:

@@ -230,6 +230,10 @@ def test_threads_take_one_core_each_and_leave_the_others_theirs(in_memory: Frame
         epoch_of(loader)
         assert watch.seen == {("snn", 1)}
         assert torch.get_num_threads() == 3
+        watch.seen.clear()
+        for _ in FrameLoader(in_memory, 5, augment=watch, prefetch=0):
+            assert torch.get_num_threads() == 3
+        assert watch.seen == {("MainThread", 1)}
         later: list[int] = []
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
