@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snn_core.errors import ArgumentError
-from snn_core.kernels.event_sensor import SensorExposure, SensorNoise, SensorPixels, event_keys
+from snn_core.kernels.event_sensor import MAX_TIME_US, SensorExposure, SensorNoise, SensorPixels, event_keys
 from snn_core.seeding import derive_seed
 
 FloatArray = NDArray[np.float32]
 #: Noise is drawn for so many microseconds at a time.
 NOISE_CHUNK_US = 2**17
+#: Of every parameter but the refractory time.
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class SensorParameters:
         refractory_mismatch: standard deviation of the refractory time between pixels, relative to it.
 
     Raises:
-        ArgumentError: a parameter that is not positive (mismatch, noise and leak may be 0).
+        ArgumentError: a parameter that is not positive (mismatch, noise and leak may be 0), or above 1,000,000 (the
+            refractory time: 2**30 - 1, longer than any recording).
     """
 
     threshold_on: float = 0.25
@@ -57,19 +60,19 @@ class SensorParameters:
     refractory_mismatch: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("threshold_on", "threshold_off", "refractory_us"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("threshold_mismatch", "noise_rate_hz", "leak_rate_hz", "refractory_mismatch"):
-            if not getattr(self, name) >= 0:
-                raise ArgumentError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            most = MAX_TIME_US if name == "refractory_us" else MOST
+            if isinstance(value, bool) or not isinstance(value, float | int | np.number) or not 0 <= value <= most:
+                raise ArgumentError(f"{name} must be a number from 0 to {most}, got {value!r}")
+            if name in ("threshold_on", "threshold_off", "refractory_us") and not value > 0:
+                raise ArgumentError(f"{name} must be positive, got {value}")
 
 
 class EventSensor:
     """A sensor of width x height pixels whose mismatch is drawn once, from ``seed``.
 
     Args:
-        width, height: pixels, together at most 65,536.
+        width, height: pixels, together at most 65,536, and at most 32,768 each.
         parameters: see :class:`SensorParameters`.
         seed: of mismatch and noise.
         backend: "cpp", "numpy" or "auto" (the first that is there); both give the same events.
@@ -80,6 +83,8 @@ class EventSensor:
 
     def __init__(self, width: int, height: int, parameters: SensorParameters, seed: int, backend: str = "auto") -> None:
         self.width, self.height, self.parameters, self.seed, self.backend = width, height, parameters, seed, backend
+        if not all(isinstance(side, int | np.integer) for side in (width, height)):
+            raise ArgumentError(f"width and height must be integers, got {width!r} and {height!r}")
         count = max(0, width * height)
         generator = np.random.default_rng(derive_seed(seed, "mismatch"))
         on, off = (1 + generator.standard_normal((2, count)) * parameters.threshold_mismatch).clip(1 / 3, 3)
@@ -90,7 +95,7 @@ class EventSensor:
             height,
             threshold_on=(on * parameters.threshold_on).astype(np.float32),
             threshold_off=(off * parameters.threshold_off).astype(np.float32),
-            refractory=np.maximum(1, np.rint(blind.clip(1 / 3, 3) * parameters.refractory_us)).astype(np.int32),
+            refractory=np.rint(blind.clip(1 / 3, 3) * parameters.refractory_us).clip(1, MAX_TIME_US).astype(np.int32),
             leak=(on * parameters.threshold_on * parameters.leak_rate_hz).astype(np.float32),
         )
         self.threshold_on, self.threshold_off = self.pixels.threshold_on, self.pixels.threshold_off
@@ -113,8 +118,8 @@ class EventSensor:
         Raises:
             ArgumentError: ``step_us`` below 1, frames of another type or shape, more than 2**30 microseconds.
         """
-        if step_us < 1:
-            raise ArgumentError(f"step_us must be at least 1, got {step_us}")
+        if isinstance(step_us, bool) or not isinstance(step_us, int | np.integer) or step_us < 1:
+            raise ArgumentError(f"step_us must be an integer of at least 1, got {step_us!r}")
         return self.record_at(log_brightness, itertools.count(0, step_us), noise_names)
 
     def record_at(
@@ -131,6 +136,8 @@ class EventSensor:
             end = next(times, None)
             if end is None:
                 raise ArgumentError("there are more frames than timestamps")
+            if not isinstance(end, int | np.integer):
+                raise ArgumentError(f"timestamps must be integers, in microseconds, got {end!r}")
             if exposure is None or noise is None:
                 if len(frame) != len(noise_names):
                     raise ArgumentError(f"noise_names holds {len(noise_names)} names for {len(frame)} recordings")
@@ -166,7 +173,8 @@ class NoiseStream:
         """Noise that holds all after ``start`` and up to ``end``, and maybe more; ``start`` must not go back."""
         if not self.generators:
             return self.silence
-        first, last = start // NOISE_CHUNK_US, (end - 1) // NOISE_CHUNK_US
+        first = start // NOISE_CHUNK_US
+        last = max(first, (end - 1) // NOISE_CHUNK_US)
         if self.joined is None or self.joined[0] != (first, last):
             while self.drawn <= last:
                 self.chunks.append((self.drawn, [self._draw(generator) for generator in self.generators]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from snn_core.datasets.event_sensor import EventSensor, FloatArray, batches
 from snn_core.errors import ArgumentError
-from snn_core.kernels.event_sensor import PictureOptics, sensor_pictures, to_fixed
+from snn_core.kernels.event_sensor import MAX_TIME_US, PictureOptics, sensor_pictures, to_fixed
 
 PHASES, LEVELS = 256, 4096
 #: Pictures that are simulated in one call: enough for all threads, few enough for the events to stay in the cache.
@@ -107,7 +107,12 @@ def simulate_images(
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape[1:]:
         found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ArgumentError(f"images must be uint8 [num, h, w], got {found}")
-    places = np.asarray(path, np.float64)
+    if not (times[0] >= 0 and times[-1] <= MAX_TIME_US and (times[1:] > times[:-1]).all()):
+        raise ArgumentError(f"times must ascend from 0 to {MAX_TIME_US} microseconds, got {times}")
+    try:
+        places = np.asarray(path, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"path must hold numbers: {error}") from error
     if places.shape not in ((len(times), 2), (len(images), len(times), 2)) or not (abs(places) < 2**14).all():
         raise ArgumentError(
             f"path must be [{len(times)}, 2] or [{len(images)}, {len(times)}, 2], within 2**14 pixels, "
@@ -116,6 +121,9 @@ def simulate_images(
     names = range(len(images)) if names is None else names
     if len(names) != len(images):
         raise ArgumentError(f"names holds {len(names)} names for {len(images)} images")
+    reach = float(abs(places).max(initial=0)) + max(sensor.width, sensor.height)
+    if reach / scene.pixels_a_cell + max(images.shape[1:]) > 2**15 - 1:
+        raise ArgumentError(f"path goes {reach:g} sensor pixels far, at {scene.pixels_a_cell} a picture pixel too far")
     return _simulate(images, places, times.astype(np.int64), sensor, scene, names)
 
 
@@ -163,6 +171,8 @@ def simulate_video(
         ArgumentError: frames of another size or type, or values outside 0 .. 1; times that do not ascend.
     """
     scene = Scene(background=background)
+    if isinstance(frames, Sized) and isinstance(timestamps, Sized) and len(frames) != len(timestamps):
+        raise ArgumentError(f"there are {len(frames)} frames and {len(timestamps)} timestamps")
     return sensor.record_at(
         (_video_frame(frame, index, sensor, scene) for index, frame in enumerate(frames)), timestamps, [name]
     )[0]

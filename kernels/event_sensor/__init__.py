@@ -1,6 +1,7 @@
 """Log brightness over time -> the events of a simulated sensor: see ops.py."""
 
 from snn_core.kernels.event_sensor.ops import (
+    MAX_TIME_US,
     PictureOptics,
     SensorExposure,
     SensorNoise,
@@ -11,6 +12,7 @@ from snn_core.kernels.event_sensor.ops import (
 )
 
 __all__ = [
+    "MAX_TIME_US",
     "PictureOptics",
     "SensorExposure",
     "SensorNoise",

@@ -23,7 +23,7 @@ from snn_core.kernels.event_sensor.schema import FRACTION_BITS, PHASE_BITS, PIXE
 
 #: EVENT_DTYPE of snn_core.datasets, which kernels do not import.
 RECORD_DTYPE = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "<i1")])
-MAX_PIXELS, MAX_TIME_US = 2**PIXEL_BITS, 2**TIME_BITS - 1
+MAX_PIXELS, MAX_SIDE, MAX_TIME_US = 2**PIXEL_BITS, 2**15, 2**TIME_BITS - 1
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class SensorPixels:
     """The pixels of a sensor, row by row; each array holds one number a pixel.
 
     Args:
-        width, height: of the sensor, at most 65,536 pixels.
+        width, height: of the sensor, at most 65,536 pixels, and at most 32,768 of each, as EVENT_DTYPE holds them.
         threshold_on, threshold_off: float32 [width * height], above 0: change of log brightness that fires.
-        refractory: int32 [width * height], microseconds, at least 1.
+        refractory: int32 [width * height], microseconds, 1 to 2**30 - 1.
         leak: float32 [width * height], rise of log brightness a second that every pixel sees besides what is there.
     """
 
@@ -48,11 +48,16 @@ class SensorPixels:
         count = self.width * self.height
         if self.width < 1 or self.height < 1 or count > MAX_PIXELS:
             raise ArgumentError(f"the sensor must have 1 to {MAX_PIXELS} pixels, got {self.width} x {self.height}")
-        for name, lowest in (("threshold_on", 0), ("threshold_off", 0), ("refractory", 0), ("leak", -np.inf)):
+        if max(self.width, self.height) > MAX_SIDE:
+            raise ArgumentError(f"a side of the sensor has at most {MAX_SIDE} pixels, got {self.width} x {self.height}")
+        # Beyond MAX_TIME_US the end of a pixel's blindness would leave 32 bits.
+        limits = {"threshold_on": (0, np.inf), "threshold_off": (0, np.inf), "refractory": (0, MAX_TIME_US + 1),
+                  "leak": (-np.inf, np.inf)}  # fmt: skip
+        for name, (lowest, beyond) in limits.items():
             values = getattr(self, name)
             wanted = np.dtype(np.int32 if name == "refractory" else np.float32)
-            if values.dtype != wanted or values.shape != (count,) or not (values > lowest).all():
-                raise ArgumentError(f"{name} must be {wanted} [{count}], each above {lowest}")
+            if values.dtype != wanted or values.shape != (count,) or not ((values > lowest) & (values < beyond)).all():
+                raise ArgumentError(f"{name} must be {wanted} [{count}], each above {lowest} and below {beyond}")
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,8 @@ class SensorExposure:
     def events(self) -> list[NDArray[np.void]]:
         """Everything fired so far, one array a recording, in order of time, then pixel."""
         batch = len(self._before)
+        if batch == 0:
+            return []
         counts = np.concatenate([np.empty(0, np.int64), *self._counts])
         sample = np.repeat(np.tile(np.arange(batch), len(self._counts)), counts)
         keys = np.concatenate([np.empty(0, np.int64), *self._keys])[np.argsort(sample, kind="stable")]
@@ -171,6 +178,8 @@ class PictureOptics:
             fits = values.dtype == np.float32 and values.ndim == len(shape) and values.size
             if not fits or any(want not in (-1, have) for want, have in zip(shape, values.shape, strict=True)):
                 raise ArgumentError(f"{name} must be float32 {list(shape)}, got {values.dtype} {list(values.shape)}")
+            if not np.isfinite(values).all():
+                raise ArgumentError(f"{name} must be finite")
         if len(self.response) < 2 or len(self.response) > 2**20:
             raise ArgumentError(f"response must have 2 to {2**20} entries, got {len(self.response)}")
 
@@ -259,5 +268,7 @@ def _checked_time(time: int, before: int) -> int:
 
 
 def to_fixed(coordinate: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Coordinates in picture pixels as :func:`sensor_pictures` takes them."""
+    """Coordinates in picture pixels as :func:`sensor_pictures` takes them. ArgumentError: beyond 2**15 pixels."""
+    if not (abs(coordinate) < 2 ** (31 - FRACTION_BITS) - 1).all():
+        raise ArgumentError(f"a place on the picture must lie within 2**{31 - FRACTION_BITS} of its pixels")
     return np.rint(coordinate * 2**FRACTION_BITS).astype(np.int32)

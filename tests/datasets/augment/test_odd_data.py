@@ -81,7 +81,8 @@ def test_a_batch_of_no_samples_stays_one(augmentation: Augmentation, dtype: torc
 def test_no_samples_are_mixed(mix: Mix) -> None:
     frames, labels = torch.zeros(3, 0, 2, 17, 23), one_hot(torch.zeros(0, dtype=torch.int64), 4)
     mixed, mixed_labels = mix.apply(frames, labels, mix.draw(generator(), 0, SIZE))
-    assert mixed.shape == frames.shape and mixed_labels.shape == (0, 4)
+    assert mixed.shape == frames.shape
+    assert mixed_labels.shape == (0, 4)
 
 
 @pytest.mark.parametrize("pixels", [2, 17, 32768])
