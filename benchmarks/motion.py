@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/motion.py
 
 The two classes of a pair are the same motions forwards and backwards. Read-outs of time-averaged frames (linear, and an
-RBF-SVM) are fitted to each pair alone; the networks learn all 12 classes, from frames in order, from frames shuffled in time
-(every recording by its own draw) and from frames averaged over time. Given are accuracy, shape accuracy (which pair)
-and within-pair accuracy (the better of the true pair's two scores; chance is 0.5), the last for each pair.
+RBF-SVM) are fitted to each pair alone; the networks learn all 12 classes, from frames in order, from frames shuffled in
+time (every recording by its own draw) and from frames averaged over time. Given are accuracy, shape accuracy (which
+pair) and within-pair accuracy (the better of the true pair's two scores; chance is 0.5), the last for each pair.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def network(data: Parts, order: str, epochs: int, seed: int) -> dict[str, Any]:
         "shape": round((predicted // 2 == labels // 2).float().mean().item(), 4),
         "within_pair": round(right.mean().item(), 4),
         "pairs": {name: round(right[labels // 2 == pair].mean().item(), 4) for pair, name in enumerate(PAIRS)},
+        "epochs": epochs,
         "train_accuracy": round(history[-1]["train_accuracy"], 4),
         "cpu_seconds": round(time.process_time() - started),
     }
@@ -127,7 +128,6 @@ def main() -> None:
         "events_a_recording": {part: round(data[part].frames.sum().item() / len(data[part])) for part in data},
         "chance_within_pair_standard_error": round(0.5 / len(data["test"]) ** 0.5, 4),
         "classes": list(CLASS_NAMES),
-        "epochs": arguments.epochs,
         "read_outs": read_outs(data),
         "networks": {order: network(data, order, arguments.epochs, seed=0) for order in arguments.orders},
     }
