@@ -38,7 +38,7 @@ class Binning:
             raise ArgumentError(f"T must be an integer of at least 1, got {self.T!r}")
         if self.T > MAX_T:
             raise ArgumentError(f"T must be at most {MAX_T}, got {self.T}")
-        if self.by not in BIN_ARGUMENTS:
+        if not isinstance(self.by, str) or self.by not in BIN_ARGUMENTS:
             raise ArgumentError(f"by must be one of {', '.join(BIN_ARGUMENTS)}, got {self.by!r}")
         if (self.time_window is not None) != (self.by == "window"):
             raise ArgumentError(

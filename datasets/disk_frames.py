@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import zlib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from snn_core.datasets.frame_dataset import FrameDataset
 from snn_core.datasets.hdf5 import BLOCK_BYTES
-from snn_core.errors import DataError
+from snn_core.errors import ArgumentError, DataError
 
 
 class DiskFrameDataset(Dataset[tuple[Tensor, int]]):
@@ -103,9 +104,10 @@ class DiskFrameDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             DataError: the file was damaged since it was opened.
         """
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a set of {len(self)} samples")
-        index = int(index) % len(self)
+        index %= len(self)
         frames = torch.empty(self._shape, dtype=torch.uint8)
         offset, size = self._chunks[index].tolist()
         self._read(index, offset, size, frames.numpy().reshape(-1))
@@ -117,12 +119,15 @@ class DiskFrameDataset(Dataset[tuple[Tensor, int]]):
         return list(zip(frames.unbind(), labels.tolist(), strict=True))
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Frames uint8 [B, T, P, H, W] and labels int64 [B] of some recordings, in their order. Errors as for one."""
-        chosen = np.asarray(indices, np.int64).reshape(-1)
+        """Frames uint8 [B, T, P, H, W] and labels int64 [B] of some recordings, in their order. Errors as for one, and
+        ArgumentError for indices that are no integers."""
+        chosen = np.asarray(indices).reshape(-1)
+        if chosen.size and chosen.dtype.kind not in "iu":
+            raise ArgumentError(f"indices must be integers, got {chosen.dtype}")
         outside = (chosen < -len(self)) | (chosen >= len(self))
         if outside.any():
             raise IndexError(f"index {chosen[outside][0]} of a set of {len(self)} samples")
-        chosen %= max(1, len(self))
+        chosen = chosen.astype(np.int64) % max(1, len(self))
         frames = torch.empty(len(chosen), *self._shape, dtype=torch.uint8)
         rows = frames.numpy().reshape(len(chosen), int(np.prod(self._shape)))
         for row, index, (offset, size) in zip(rows, chosen.tolist(), self._chunks[chosen].tolist(), strict=True):

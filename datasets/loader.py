@@ -33,7 +33,8 @@ class FrameLoader:
     the number of the batch. So batches do not depend on the number of threads, nor on where an earlier run stopped.
 
     A ``for`` loop goes through what is left of the epoch, and the next one through the next epoch. After a ``break``
-    the next loop goes on behind the last batch that was handed out; :meth:`set_epoch` begins an epoch afresh.
+    the next loop goes on behind the last batch that was handed out, or with the next epoch if that was the last of all;
+    :meth:`set_epoch` begins an epoch afresh.
 
     Args:
         dataset: frames in memory or on disk, or events that are augmented and binned batch by batch.
@@ -73,6 +74,14 @@ class FrameLoader:
         for name, value, least in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0), ("threads", threads, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ArgumentError(f"{name} must be an integer of at least {least}, got {value!r}")
+        kinds = (
+            ("dataset", dataset, Frames),
+            ("augment", augment, Augmentation | str | None),
+            ("mix", mix, Mix | None),
+        )
+        for name, given, kind in kinds:
+            if not isinstance(given, kind):
+                raise ArgumentError(f"{name} must be {kind}, got {type(given).__name__}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -139,6 +148,8 @@ class FrameLoader:
         return dataset.batch(plain)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._position >= len(self) > 0:  # the last loop ended behind its last batch without knowing
+            self.epoch, self._position = self.epoch + 1, 0
         self._iteration += 1
         iteration, epoch = self._iteration, self.epoch
         for step, batch in self._batches(epoch, self._position):
@@ -199,7 +210,7 @@ class FrameLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is, and what it depends on: numbers and strings, fit for JSON."""
         epoch, position = self.epoch, self._position
-        if position >= len(self):
+        if position >= len(self) > 0:
             epoch, position = epoch + 1, 0
         return {"seed": self.seed, "epoch": epoch, "position": position} | self._identity()
 
@@ -210,6 +221,8 @@ class FrameLoader:
             CheckpointError: the state is damaged, or of another data set, batch size, order or augmentation.
         """
         mine = self._identity()
+        if not isinstance(state, dict):
+            raise CheckpointError(f"the loader's state is damaged: it is {type(state).__name__}, not dict")
         different = [name for name in mine if state.get(name) != mine[name]]
         if different:
             raise CheckpointError(
@@ -219,7 +232,10 @@ class FrameLoader:
         numbers = [state.get(name) for name in ("seed", "epoch", "position")]
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
             raise CheckpointError(f"the loader's state is damaged: seed, epoch and position are {numbers}")
-        self.seed, self.epoch, self._position = (int(n) for n in numbers if n is not None)
+        seed, epoch, position = (int(n) for n in numbers if n is not None)
+        if position > len(self):
+            raise CheckpointError(f"the loader's state is damaged: position {position} of {len(self)} batches")
+        self.seed, self.epoch, self._position = seed, epoch, position
         self._iteration += 1
 
     def _identity(self) -> dict[str, Any]:

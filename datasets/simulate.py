@@ -107,8 +107,11 @@ def simulate_images(
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape[1:]:
         found = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ArgumentError(f"images must be uint8 [num, h, w], got {found}")
-    if not (times[0] >= 0 and times[-1] <= MAX_TIME_US and (times[1:] > times[:-1]).all()):
-        raise ArgumentError(f"times must ascend from 0 to {MAX_TIME_US} microseconds, got {times}")
+    before = -1
+    for time in times.tolist():
+        if not before < time <= MAX_TIME_US:
+            raise ArgumentError(f"times must ascend from 0 to {MAX_TIME_US} microseconds, got {time} after {before}")
+        before = time
     try:
         places = np.asarray(path, np.float64)
     except (TypeError, ValueError) as error:
@@ -172,7 +175,8 @@ def simulate_video(
     """
     scene = Scene(background=background)
     if isinstance(frames, Sized) and isinstance(timestamps, Sized) and len(frames) != len(timestamps):
-        raise ArgumentError(f"there are {len(frames)} frames and {len(timestamps)} timestamps")
+        more, fewer = ("frames", "timestamps") if len(frames) > len(timestamps) else ("timestamps", "frames")
+        raise ArgumentError(f"there are more {more} than {fewer}: {len(frames)} frames, {len(timestamps)} timestamps")
     return sensor.record_at(
         (_video_frame(frame, index, sensor, scene) for index, frame in enumerate(frames)), timestamps, [name]
     )[0]
