@@ -107,8 +107,12 @@ def figures() -> dict[str, Any]:
             "real": of_events(real),
             "simulated": of_events(simulated),
         }
-    return {"sensor": {name: getattr(SENSOR, name) for name in SENSOR.__dataclass_fields__}, "groups": groups} | {
-        "speed": speed(sim)
+    digits = open_source("digits-dvs")
+    return {
+        "sensor": {name: getattr(SENSOR, name) for name in SENSOR.__dataclass_fields__},
+        "groups": groups,
+        "digits-dvs (simulated)": of_events(list(digits.read(digits.recordings("all")))),
+        "speed": speed(sim),
     }
 
 
