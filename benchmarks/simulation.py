@@ -81,7 +81,7 @@ def transfer(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["figures", "transfer"])
-    parser.add_argument("--epochs", type=int, default=4, help="over the simulated training part")
+    parser.add_argument("--epochs", type=int, default=6, help="over the simulated training part")
     parser.add_argument("--limit", type=int, help="of simulated training recordings, for a quick look")
     parser.add_argument("--seeds", type=int, default=1, help="networks of each kind")
     parser.add_argument("--cache", type=Path, help="folder of the frame cache")
