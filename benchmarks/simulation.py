@@ -1,5 +1,6 @@
 """The simulator beside reality: events of nmnist-sim and real N-MNIST, and networks trained on one and tested on both.
 
+    python benchmarks/simulation.py path        # benchmarks/results/simulation_path.json
     python benchmarks/simulation.py figures     # benchmarks/results/simulation_figures.json
     python benchmarks/simulation.py transfer    # benchmarks/results/simulation_transfer.json
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import common
 import simulation_figures
+import simulation_path
 import torch
 
 from snn_core.backbones import create
@@ -80,7 +82,7 @@ def transfer(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["figures", "transfer"])
+    parser.add_argument("part", choices=["path", "figures", "transfer"])
     parser.add_argument("--epochs", type=int, default=6, help="over the simulated training part")
     parser.add_argument("--limit", type=int, help="of simulated training recordings, for a quick look")
     parser.add_argument("--seeds", type=int, default=1, help="networks of each kind")
@@ -90,7 +92,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    body = simulation_figures.figures() if arguments.part == "figures" else transfer(arguments)
+    parts = {"path": simulation_path.measure, "figures": simulation_figures.figures}
+    body = parts[arguments.part]() if arguments.part in parts else transfer(arguments)
     common.write_result(arguments.json or common.RESULTS / f"simulation_{arguments.part}.json", body)
 
 
