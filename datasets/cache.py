@@ -9,6 +9,7 @@ loading (see hdf5.py).
 from __future__ import annotations
 
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -110,7 +111,7 @@ def store_samples(folder: Path, key: str, samples: Iterable[bytes], content: Set
         for index, stream in enumerate(samples):
             frames.id.write_direct_chunk((index, 0, 0, 0, 0), stream)
         file["labels"] = content.labels.astype("<i8")
-        file.create_dataset("ids", data=[name.encode() for name in content.ids], dtype=h5py.string_dtype("utf-8"))
+        file.create_dataset("ids", data=[os.fsencode(name) for name in content.ids], dtype=h5py.string_dtype("utf-8"))
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "content_key": key}
         file.attrs.update({**attributes, "saturated": saturated, "facts": json.dumps(content.facts)})
 
@@ -171,4 +172,5 @@ def _check(file: Any, key: str) -> int:
 
 
 def _ids(file: Any) -> list[str]:
-    return [name.decode() for name in file["ids"][...]]
+    # File names may be no UTF-8.
+    return [os.fsdecode(name) for name in file["ids"][...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class FolderSource:
         digest = hashlib.sha256(f"{self.info.name}\0{self.form}\0".encode())
         for recording in recordings:
             data = _bytes(self.path / recording.key)
-            digest.update(f"{recording.id}\0{recording.label}\0{len(data)}\0".encode())
+            digest.update(os.fsencode(recording.id) + f"\0{recording.label}\0{len(data)}\0".encode())
             digest.update(data)
         return digest.hexdigest()
 

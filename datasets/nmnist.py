@@ -33,6 +33,8 @@ HOW_TO_GET = (
 )
 #: A zip member may claim any size; real recordings have about 20 kB.
 MAX_MEMBER_BYTES = 2**26
+#: Folders in folders that are looked into; the layout has three.
+MAX_DEPTH = 5
 SUFFIX = ".bin"  # in upper or lower case
 LAYOUT = "expected Train/<digit>/<id>.bin and Test/<digit>/<id>.bin"
 
@@ -98,7 +100,7 @@ class NMNISTSource:
         digest = hashlib.sha256()
         for key in keys:
             data = self._read_from_folder(key)
-            digest.update(f"{key}\0{len(data)}\0".encode())
+            digest.update(os.fsencode(key) + f"\0{len(data)}\0".encode())
             digest.update(data)
         return digest.hexdigest()
 
@@ -149,11 +151,20 @@ def _read_member(archive: zipfile.ZipFile, key: str, path: Path) -> bytes:
 def _folder_names(folder: Path) -> list[str]:
     """Relative paths (with /) of all files and, with / at the end, folders. DataError when the folder is empty."""
     names: list[str] = []
+    around: dict[str, frozenset[str]] = {}  # of a folder: what it and those on the way to it really are
     with _reading(folder):
-        for where, folders, files in os.walk(folder, onerror=_raise):
+        # Class folders are often links to another disk.
+        for where, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
             inside = Path(where).relative_to(folder)
             names += [(inside / name).as_posix() + "/" for name in folders]
             names += [(inside / name).as_posix() for name in files]
+            around[where] = around.get(os.path.dirname(where), frozenset()) | {os.path.realpath(where)}
+            # A link to a folder around itself has no end, and one to somewhere else may be long.
+            folders[:] = [
+                name
+                for name in folders
+                if len(inside.parts) < MAX_DEPTH and os.path.realpath(os.path.join(where, name)) not in around[where]
+            ]
     if not names:
         raise DataError(f"{folder}: the folder is empty; {LAYOUT}. {HOW_TO_GET}")
     return names
