@@ -29,9 +29,9 @@ from snn_core.training import TrainConfig, evaluate_accuracy, train_classifier
 
 def pictures_shared(sim: NMNISTSimSource, real_ids: list[str]) -> int:
     """How many of the real recordings' pictures are also, pixel by pixel, in the training part of nmnist-sim."""
-    known = {picture.tobytes() for picture in sim.images["train"]}
+    known = {picture.tobytes() for picture in sim.mnist.pictures["train"]}
     split = {"Train": "train", "Test": "test"}
-    pictures = [sim.images[split[name.split("/")[0]]][int(name.split("/")[-1]) - 1] for name in real_ids]
+    pictures = [sim.mnist.pictures[split[name.split("/")[0]]][int(name.split("/")[-1]) - 1] for name in real_ids]
     return sum(picture.tobytes() in known for picture in pictures)
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
 from snn_core.datasets import data_root, open_source
-from snn_core.datasets.nmnist_sim import PATH, load_mnist
+from snn_core.datasets.nmnist_sim import PATH
+from snn_core.datasets.pictures import load_mnist
 
 SIZE, FINE, WINDOW_US, WINDOWS, BLUR = 64, 8, 5000, 61, 0.8
 FREQUENCY = np.fft.fftfreq(SIZE) * 2 * np.pi
@@ -52,7 +53,7 @@ def measure() -> dict[str, Any]:
     """Position of the picture's centre every 5 ms, how well it explains the events, scale and framing."""
     real = open_source("nmnist")
     recordings = real.recordings("all")
-    images, _ = load_mnist(data_root())
+    images = load_mnist(data_root()).pictures
     keys = [(item.id.split("/")[0].lower(), int(item.id.split("/")[-1]) - 1) for item in recordings]
     pictures = np.stack([images[part][index] for part, index in keys])
     signed = np.zeros((WINDOWS, len(recordings), SIZE, SIZE), np.float32)

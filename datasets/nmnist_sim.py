@@ -7,8 +7,6 @@ they come.
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,21 +16,15 @@ from numpy.typing import NDArray
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters, batches
+from snn_core.datasets.pictures import HOW_TO_GET_MNIST, MNIST_FILE, load_mnist
 from snn_core.datasets.roots import data_root
 from snn_core.datasets.simulate import BATCH, Scene, simulate_images
 from snn_core.datasets.source import Recording, check_split
-from snn_core.errors import DataError
 from snn_core.files import sha256_json
 from snn_core.seeding import derive_seed
 
 #: Raised whenever the simulation would give other events for the same parameters: part of every cache key.
 SIMULATION_VERSION = 1
-FILE_NAME = "mnist.npz"
-HOW_TO_GET = (
-    f"It needs MNIST as one file {FILE_NAME} with x_train uint8 [60000, 28, 28], y_train, x_test and y_test, in the "
-    "folder that the environment variable SNN_DATA names; Keras' mnist.npz "
-    "(https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz) is such a file."
-)
 WIDTH = HEIGHT = 34
 STEP_US, DURATION_US = 2500, 307_500
 #: Where the picture's centre is, in sensor pixels (x, y) from the sensor's, every 5 ms: measured on the real recordings
@@ -83,7 +75,7 @@ class NMNISTSimSource:
     class_names = tuple(str(digit) for digit in range(10))
 
     def __init__(self, path: Path, seed: int = 0) -> None:
-        self.images, self.labels = load_mnist(path)
+        self.mnist = load_mnist(path)
         self.seed = int(seed)
 
     def recordings(self, split: str) -> list[Recording]:
@@ -92,19 +84,16 @@ class NMNISTSimSource:
         return [
             Recording(f"{part.capitalize()}/{label}/{index + 1:05d}", label, (part, index))
             for part in parts
-            for index, label in enumerate(self.labels[part].tolist())
+            for index, label in enumerate(self.mnist.labels[part].tolist())
         ]
 
     def content_hash(self, split: str) -> str:
         """SHA-256 of the pictures and of every parameter of the simulation."""
         check_split(split)
-        digest = hashlib.sha256()
-        for part in ("train", "test"):
-            digest.update(self.images[part].tobytes() + self.labels[part].astype("<i8").tobytes())
         motion = [WIDTH, HEIGHT, STEP_US, DURATION_US, PATH, PATH_STEP_US, SPLIT_OFFSET]
         spread = [FRAMING_DEVIATION, START_DEVIATION_US]
         sensor = [asdict(SENSOR), asdict(SCENE), self.seed]
-        return sha256_json([SIMULATION_VERSION, digest.hexdigest(), motion, spread, sensor])
+        return sha256_json([SIMULATION_VERSION, self.mnist.content_hash(), motion, spread, sensor])
 
     def read(self, recordings: Sequence[Recording]) -> Iterator[NDArray[np.void]]:
         """Events of each recording; simulated in batches, each the same whatever batch it falls in."""
@@ -113,18 +102,18 @@ class NMNISTSimSource:
         framings = {part: self._framings(part) for part in ("train", "test")}
         for chosen in batches(len(recordings), BATCH):
             some = recordings[chosen]
-            pictures = np.stack([self.images[part][index] for part, index in (item.key for item in some)])
+            pictures = np.stack([self.mnist.pictures[part][index] for part, index in (item.key for item in some)])
             path = saccades(times, np.stack([framings[part][index] for part, index in (item.key for item in some)]))
             yield from simulate_images(pictures, path, times, sensor, scene=SCENE, names=[item.id for item in some])
 
     def _framings(self, part: str) -> NDArray[np.float64]:
         """[num, 3]: offset x and y in pixels and start in microseconds of every recording of a split."""
         generator = np.random.default_rng(derive_seed(self.seed, "framing", part))
-        spread = generator.standard_normal((len(self.labels[part]), 3)).clip(-3, 3)
+        spread = generator.standard_normal((len(self.mnist.labels[part]), 3)).clip(-3, 3)
         return spread * [FRAMING_DEVIATION, FRAMING_DEVIATION, START_DEVIATION_US] + [*SPLIT_OFFSET[part], 0.0]
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{len(labels)} {part}" for part, labels in self.labels.items())
+        counts = ", ".join(f"{len(labels)} {part}" for part, labels in self.mnist.labels.items())
         return f"NMNISTSimSource(simulated recordings of MNIST: {counts}, seed={self.seed})"
 
 
@@ -139,32 +128,6 @@ def saccades(times: NDArray[np.int64], framings: NDArray[np.float64]) -> NDArray
     path = np.array(PATH)
     moments = times[None, :] - framings[:, 2:]
     return np.stack([np.interp(moments, knots, path[:, axis]) + framings[:, axis, None] for axis in (0, 1)], -1)
-
-
-def load_mnist(path: Path) -> tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]:
-    """Pictures uint8 [num, 28, 28] and labels int64 [num] of "train" and "test".
-
-    Raises:
-        DataError: no such file, or another content; says where to get it.
-    """
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(f"nmnist-sim: there is no {file}. {HOW_TO_GET}")
-    images, labels = {}, {}
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            for part in ("train", "test"):
-                images[part], labels[part] = content[f"x_{part}"], content[f"y_{part}"].astype(np.int64)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is no {FILE_NAME}: {error}. {HOW_TO_GET}") from error
-    for part, pictures in images.items():
-        fits = pictures.dtype == np.uint8 and pictures.shape == (len(labels[part]), 28, 28)
-        if not fits or labels[part].ndim != 1 or not ((labels[part] >= 0) & (labels[part] < 10)).all():
-            raise DataError(
-                f"{file} is no {FILE_NAME}: x_{part} is {pictures.dtype} {list(pictures.shape)}, y_{part} "
-                f"{list(labels[part].shape)}. {HOW_TO_GET}"
-            )
-    return images, labels
 
 
 def _open(root: Path | None = None, *, seed: int = 0) -> NMNISTSimSource:
@@ -186,8 +149,8 @@ DATASET = RegisteredDataset(
             "Cohen, N. Thakor: Converting static image datasets to spiking neuromorphic datasets using saccades. "
             "Frontiers in Neuroscience 9 (2015)"
         ),
-        how_to_get=HOW_TO_GET,
-        where_to_put=FILE_NAME,
+        how_to_get=HOW_TO_GET_MNIST,
+        where_to_put=MNIST_FILE,
     ),
     _open,
 )

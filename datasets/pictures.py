@@ -62,14 +62,14 @@ class LabelledPictures:
 
 
 def load_mnist(root: Path) -> LabelledPictures:
-    """MNIST from ``root``/mnist.npz: pictures uint8 [num, 28, 28], ink 0 .. 255.
+    """MNIST from ``root``, a file or the folder of mnist.npz: pictures uint8 [num, 28, 28], ink 0 .. 255.
 
     Raises:
         DataError: the file is not there (says where to get it) or not of that form.
 
     Source: LeCun, Bottou, Bengio, Haffner, Gradient-Based Learning Applied to Document Recognition, 1998.
     """
-    path = root / MNIST_FILE
+    path = root if root.is_file() else root / MNIST_FILE
     if not path.is_file():
         raise DataError(f"MNIST's pictures are needed, but there is no {path}. {HOW_TO_GET_MNIST}")
     return _load_npz(path, (28, 28))

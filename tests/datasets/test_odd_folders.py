@@ -18,7 +18,7 @@ def recording(seed: int) -> np.ndarray:
     return make_events(np.arange(40) * 10, random.integers(0, 34, 40), random.integers(0, 34, 40), [0, 1] * 20)
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "set"
     for number, (split, digit) in enumerate([("Train", 3), ("Train", 5), ("Test", 3)]):

@@ -67,7 +67,10 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "width": (lambda: sensor(3.5), "width and height must be integers"),  # type: ignore[arg-type]
     "step": (lambda: sensor().record([], 2.5, []), "step_us must be an integer"),  # type: ignore[arg-type]
     "fraction": (lambda: simulate_video(VIDEO, [0.5, 1, 2, 3], sensor()), "timestamps must be integers"),  # type: ignore[list-item]
-    "more times": (lambda: simulate_video(VIDEO, range(9), sensor()), "more timestamps than frames: 4 frames, 9 timestamps"),
+    "more times": (
+        lambda: simulate_video(VIDEO, range(9), sensor()),
+        "more timestamps than frames: 4 frames, 9 timestamps",
+    ),
     "negative": (lambda: still([-1, 0, 1]), "times must ascend"),
     "backwards": (lambda: still([3, 0, 1]), "times must ascend"),
     "wrapped": (lambda: still(np.array([3, 2**64 - 1], np.uint64)), "times must ascend"),
