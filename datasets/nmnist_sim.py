@@ -76,6 +76,9 @@ class NMNISTSimSource:
 
     def __init__(self, path: Path, seed: int = 0) -> None:
         self.mnist = load_mnist(path)
+        counts = {part: len(labels) for part, labels in self.mnist.labels.items()}
+        if counts != DATASET.info.splits["official"]:
+            self.name = f"nmnist-sim (simulated; part: {counts['train']} train, {counts['test']} test)"
         self.seed = int(seed)
 
     def recordings(self, split: str) -> list[Recording]:

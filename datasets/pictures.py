@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.plain_arrays import names_in_npz, read_npz
 from snn_core.errors import DataError
 
 MNIST_FILE = "mnist.npz"
@@ -53,11 +53,13 @@ class LabelledPictures:
     origin: Path
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of all pictures and labels."""
+        """SHA-256 (hex) of all pictures and labels, and of their places where they are a part."""
         digest = hashlib.sha256()
         for split in ("train", "test"):
             digest.update(self.pictures[split].tobytes())
             digest.update(self.labels[split].astype("<i8").tobytes())
+            if not np.array_equal(self.index[split], np.arange(len(self.labels[split]))):
+                digest.update(self.index[split].astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -100,12 +102,12 @@ def load_cifar10(root: Path) -> LabelledPictures:
 def _load_npz(path: Path, shape: tuple[int, ...]) -> LabelledPictures:
     pictures, labels, index = {}, {}, {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for split in ("train", "test"):
-                pictures[split], labels[split] = arrays[f"x_{split}"], arrays[f"y_{split}"]
-                numbers = arrays[f"idx_{split}"] if f"idx_{split}" in arrays else np.arange(len(labels[split]))
-                index[split] = numbers.astype(np.int64)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        for split in ("train", "test"):
+            pictures[split], labels[split] = read_npz(path, f"x_{split}"), read_npz(path, f"y_{split}")
+            given = f"idx_{split}" in names_in_npz(path)
+            numbers = read_npz(path, f"idx_{split}") if given else np.arange(labels[split].size)
+            index[split] = numbers.astype(np.int64)
+    except DataError as error:
         raise DataError(f"{path} cannot be read as pictures: {error}") from error
     for split in ("train", "test"):
         _check(path, split, pictures[split], labels[split], shape)

@@ -50,6 +50,17 @@ def read_npz(path: Path, name: str) -> NDArray[Any]:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def names_in_npz(path: Path) -> list[str]:
+    """Names of the arrays in an .npz file. DataError: missing or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except DAMAGED as error:
+        raise DataError(f"{path}: no whole .npz file: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def _array(stream: IO[bytes], size: int) -> NDArray[Any]:
     """The array in a stream of ``size`` bytes, compared with what its header announces before it is read."""
     if size > MAX_BYTES:
