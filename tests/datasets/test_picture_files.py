@@ -45,7 +45,7 @@ def test_announced_sizes_are_not_believed(tmp_path: Path, shape: tuple[int, ...]
     with zipfile.ZipFile(tmp_path / "mnist.npz", "w") as archive:
         for name in ("x_train", "y_train", "x_test", "y_test"):
             archive.writestr(f"{name}.npy", header.getvalue())
-    with pytest.raises(DataError, match="mnist.npz"):
+    with pytest.raises(DataError, match=r"mnist\.npz"):
         load_mnist(tmp_path)
 
 
