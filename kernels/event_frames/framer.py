@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from snn_core.errors import ArgumentError
-from snn_core.kernels.event_frames.layout import checked_events
+from snn_core.kernels.event_frames.layout import checked_events, time_at
 from snn_core.kernels.event_frames.ops import add_to_frames, chosen_backend
 from snn_core.kernels.event_frames.rules import MAX_WINDOWS, Cut, checked_sensor_size, empty_frames, rule_of
 from snn_core.kernels.event_frames.schema import INDEX_FROM, TIME_FROM
@@ -30,8 +30,8 @@ class RecordingExtent:
         num_events = t_first = t_last = 0
         for chunk in chunks:
             if len(chunk):
-                t_first = t_first if num_events else int(chunk["t"][0])
-                t_last = int(chunk["t"][-1])
+                t_first = t_first if num_events else time_at(chunk, 0)
+                t_last = time_at(chunk, -1)
                 num_events += len(chunk)
         return RecordingExtent(num_events, t_first, t_last)
 
@@ -157,7 +157,7 @@ class EventFramer:
     def _check_start(self, events: NDArray[Any]) -> None:
         if not self._by_time:
             return
-        earliest = int(events["t"][0])
+        earliest = time_at(events, 0)
         if self._seen.num_events and earliest < self._seen.t_last:
             raise ArgumentError(
                 f"events['t'] must ascend for bins of time, but event {self._seen.num_events} is at {earliest} us "
@@ -168,9 +168,9 @@ class EventFramer:
 
     def _extended_by(self, events: NDArray[Any]) -> RecordingExtent:
         before = self._seen
-        t_first = before.t_first if before.num_events else int(events["t"][0])
+        t_first = before.t_first if before.num_events else time_at(events, 0)
         # Time stamps that go backwards inside the chunk are found where it is counted.
-        t_last = max(int(events["t"][-1]), t_first) if self._by_time else int(events["t"][-1])
+        t_last = max(time_at(events, -1), t_first) if self._by_time else time_at(events, -1)
         return RecordingExtent(before.num_events + len(events), t_first, t_last)
 
     def _widened(self, last: int) -> NDArray[Any]:
@@ -199,7 +199,7 @@ class EventFramer:
         """All events in the last frame; or, where the rule drops them, aside, so that they are checked."""
         kept = self._rule.rest and len(frames) > 0
         target = frames[-1:] if kept else empty_frames((1, *frames.shape[1:]), frames.dtype)
-        cut = Cut(TIME_FROM, int(events["t"][0]), 1, True) if self._by_time else Cut(INDEX_FROM, 0, 1, True)
+        cut = Cut(TIME_FROM, time_at(events, 0), 1, True) if self._by_time else Cut(INDEX_FROM, 0, 1, True)
         clipped = add_to_frames(target[None], [events], cut, self._backend, self._seen.num_events)[1]
         return clipped + (frames.size - target.size) if kept else clipped[:0]
 

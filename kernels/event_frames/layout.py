@@ -57,6 +57,11 @@ def checked_events(events: Any, name: str = "events") -> NDArray[Any]:
     return events
 
 
+def time_at(events: NDArray[Any], index: int) -> int:
+    """``t`` of an event; unsigned ones beyond 2**63 wrap, as where events are counted."""
+    return int(events["t"][index].astype(np.int64))
+
+
 class _Bytes:
     """Memory of an array under another description; keeps the array alive."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snn_core.errors import ArgumentError
+from snn_core.kernels.event_frames.layout import time_at
 from snn_core.kernels.event_frames.schema import EQUAL_COUNT, EQUAL_TIME, TIME_FROM
 
 Number = int | None
@@ -63,7 +64,7 @@ class Rule:
             return self.number, Cut(self.by, 0, 0, self.rest)
         if len(events) == 0:
             return 1, Cut(self.by, 0, self.number, self.rest)
-        start, last = int(events["t"][0]), int(events["t"][-1])
+        start, last = time_at(events, 0), time_at(events, -1)
         # Time stamps that go backwards are found where events are counted.
         count = self.window_count(max(0, last - start))
         if count > MAX_WINDOWS:

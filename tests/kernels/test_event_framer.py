@@ -129,3 +129,14 @@ def test_bad_events_are_refused_after_the_last_frame() -> None:
     with pytest.raises(ArgumentError, match=r"event 31 has 77"):
         framer.push(bad)
     assert framer.finish().shape == (0, 2, 3, 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unsigned_times_beyond_two_to_63_wrap(backend: str) -> None:
+    dtype = [("t", "<u8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")]
+    events = np.array([(2**63 + 5, 0, 0, 0), (2**63 + 9, 1, 0, 1), (2**63 + 25, 2, 0, 1)], dtype)
+    frames, _ = event_frames(events, (3, 1, 2), time_window=10, include_incomplete=True, backend=backend)
+    assert frames.shape == (2, 2, 1, 3)
+    assert frames[:, :, 0].tolist() == [[[1, 0, 0], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
+    framer = EventFramer((3, 1, 2), time_window=10, include_incomplete=True, backend=backend)
+    assert np.array_equal(np.concatenate([framer.push(events[:1]), framer.push(events[1:]), framer.finish()]), frames)
