@@ -107,11 +107,22 @@ class EventFrameDataset(Dataset[tuple[Tensor, int]]):
         # start is taken off again; that at the end is counted nowhere, since bins of time are half open.
         ends = 2 if self.binning.by == "time" else 1
         framed = [_with_ends(after, before, ends) for after, before in zip(moved, recordings, strict=True)]
-        frames, clipped = self.binning.frames(framed, self.sensor_size)
+        frames, _ = self.binning.frames(framed, self.sensor_size)
         mark = frames[:, 0, 0, 0, 0]
-        marked = np.array([len(before) > 0 for before in recordings])
-        mark -= (marked & (mark > 0) & ~((mark == 255) & (np.asarray(clipped) > 0))).astype(np.uint8)
+        marked = np.array([len(before) > 0 for before in recordings]) & (mark > 0)
+        for sample in np.flatnonzero(marked & (mark == 255)).tolist():  # which may be 255, or more that was clipped
+            marked[sample] = self._in_corner(recordings[sample], moved[sample]) < 255
+        mark -= marked.astype(np.uint8)
         return frames
+
+    def _in_corner(self, before: Events, after: Events) -> int:
+        """How many events the cell of the mark has without it."""
+        start, last = int(before["t"][0]), int(before["t"][-1])
+        length = (last - start) // self.T if self.binning.by == "time" else int(self.binning.time_window or 0)
+        there = (after["x"] == 0) & (after["y"] == 0) & (after["t"] < start + length)
+        if self.sensor_size[2] == 2:
+            there &= after["p"] == 0
+        return int(np.count_nonzero(there))
 
     def __repr__(self) -> str:
         return f"EventFrameDataset({self.events!r}, T={self.T}, {self.binning}, augment={self.augment!r})"

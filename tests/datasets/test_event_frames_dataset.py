@@ -151,3 +151,30 @@ def test_keys_differ_and_bad_arguments_are_named(events: EventDataset) -> None:
         EventFrameDataset(events, T=0)
     with pytest.raises(ArgumentError, match="augment must be one of"):
         EventFrameDataset(events, augment="mnist")
+
+
+class Corners:
+    """Recordings of 253 to 256 OFF events in the corner beside a cell of 300; the first begins elsewhere."""
+
+    name, simulated, sensor_size, class_names = "corners (simulated)", True, (4, 3, 2), ("only",)
+
+    def recordings(self, split: str) -> list[Recording]:
+        return [Recording(str(count), 0, count) for count in (253, 254, 255, 256)]
+
+    def content_hash(self, split: str) -> str:
+        return "corners"
+
+    def read(self, recordings: Sequence[Recording]) -> Iterator[Any]:
+        for recording in recordings:
+            x = np.array([2] * 300 + [0] * recording.key + [1] * 3)
+            t = np.concatenate([np.arange(len(x) - 1) // 10, [900]])
+            yield make_events(t, x, np.zeros_like(x), np.zeros_like(x))
+
+
+@pytest.mark.parametrize("binning", [{"T": 2}, {"T": 2, "by": "window", "time_window": 400}], ids=str)
+def test_counts_at_the_limit_in_the_corner_are_exact(binning: dict[str, Any]) -> None:
+    events = EventDataset(Corners(), "train")
+    plain, moved = EventFrameDataset(events, **binning), EventFrameDataset(events, augment=Shift(0), **binning)
+    frames, _ = moved.batch(range(4), torch.Generator())
+    assert frames[:, 0, 0, 0, 0].tolist() == [253, 254, 255, 255]
+    assert torch.equal(frames, plain.batch(range(4))[0])
