@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from snn_core.datasets.disk_frames import chunk_table
 from snn_core.datasets.hdf5 import read_hdf5, write_hdf5
 from snn_core.datasets.part_file import discard_leftover
-from snn_core.errors import DataError
+from snn_core.errors import ArgumentError, DataError
 
 FORMAT = "snn_core.frames"
 FORMAT_VERSION = 3
@@ -59,8 +59,18 @@ def cache_file(folder: Path, key: str) -> Path:
 
 
 def load_cached(folder: Path, key: str) -> CachedFrames | None:
-    """The cached frames, or None when there are none or the file is damaged (then with a warning)."""
-    return _guarded(_read, cache_file(folder, key), key)
+    """The cached frames, or None when there are none or the file is damaged (then with a warning).
+
+    Raises:
+        ArgumentError: they do not fit in memory.
+    """
+    path = cache_file(folder, key)
+    try:
+        return _guarded(_read, path, key)
+    except MemoryError as error:
+        raise ArgumentError(
+            f"T: the frames in {path} do not fit in memory ({error}); open_frames leaves them on disk"
+        ) from error
 
 
 def open_cached(folder: Path, key: str) -> CachedChunks | None:

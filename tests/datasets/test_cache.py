@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from snn_core.datasets import FrameDataset, build, load_frames
-from snn_core.errors import DataError
+from snn_core.datasets import FrameDataset, build, cache, load_frames
+from snn_core.errors import ArgumentError, DataError
 
 
 @pytest.fixture
@@ -208,3 +208,16 @@ def test_default_folder_is_snn_cache(layout: Path, tmp_path: Path, monkeypatch: 
     dataset = load_frames(layout, "train")
     (path,) = (tmp_path / "from environment").iterdir()
     assert dataset.content_key[:32] in path.name
+
+
+def test_cached_frames_that_do_not_fit_in_memory_are_named(
+    layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_frames(layout, "train", cache_dir=tmp_path / "cache")
+
+    def refuse(path: Path, key: str) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr(cache, "_read", refuse)
+    with pytest.raises(ArgumentError, match=r"do not fit in memory \(Unable to allocate 9 TiB\); open_frames"):
+        load_frames(layout, "train", cache_dir=tmp_path / "cache")
