@@ -14,13 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import readme_events
+from readme_events import table as _table
+
 RESULTS = Path(__file__).resolve().parent / "results"
 README = RESULTS.parent.parent / "README.md"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def _source(result: dict[str, Any], name: str) -> str:
@@ -302,6 +300,11 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "nm-matmul": ("nm_matmul_cpu.json", nm_matmul),
     "nm-conv": ("nm_conv_cpu.json", nm_matmul),
     "inference": ("inference_cpu.json", inference),
+    "event-speed": ("event_speed_cpu.json", readme_events.event_speed),
+    "event-epochs": ("event_epochs_cpu.json", readme_events.event_epochs),
+    "simulated": ("simulation_figures.json", readme_events.simulated),
+    "transfer": ("simulation_transfer.json", readme_events.transfer),
+    "motion": ("motion_sim.json", readme_events.motion),
     "gpu": ("gpu_nvidia_h200.json", gpu),
 }
 
