@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters
-from snn_core.datasets.moving_pictures import WEIGHT_UNIT, whole_weights
+from snn_core.datasets.moving_pictures import WEIGHT_UNIT, corner_path, whole_weights
 from snn_core.datasets.pictures import (
     CIFAR10_CLASSES,
     CIFAR10_FILES,
@@ -149,13 +149,7 @@ def luminance(colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def loop_path() -> list[tuple[float, float]]:
     """Displacement (x, y) of the picture at every time step of one loop; each leg is a minimum-jerk motion."""
-    path = []
-    for time in range(0, LEG_US * (len(CORNERS) - 1), STEP_US):
-        leg, s = time // LEG_US, time % LEG_US / LEG_US
-        progress = s**3 * (10 - 15 * s + 6 * s * s)
-        (x0, y0), (x1, y1) = CORNERS[leg], CORNERS[leg + 1]
-        path.append((x0 + progress * (x1 - x0), y0 + progress * (y1 - y0)))
-    return path
+    return corner_path(CORNERS, LEG_US, LEG_US, STEP_US)[:-1]
 
 
 def _open(root: Path | None = None, *, size: int = 128, seed: int = 0) -> Cifar10DVSSimSource:

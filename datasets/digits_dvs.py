@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters
+from snn_core.datasets.moving_pictures import corner_path
 from snn_core.datasets.simulate import Scene, simulate_images
 from snn_core.datasets.source import Recording, check_split
 from snn_core.datasets.splits import stratified_subset
@@ -91,14 +92,7 @@ class DigitsDVSSource:
 
 def saccade_path() -> list[tuple[float, float]]:
     """Displacement (x, y) in pixels of the picture at every time step, corner to corner by minimum-jerk motion."""
-    path = []
-    for time in range(0, SACCADE_US * (len(CORNERS) - 1) + 1, STEP_US):
-        saccade = min(time // SACCADE_US, len(CORNERS) - 2)
-        s = min((time - saccade * SACCADE_US) / MOTION_US, 1.0)
-        progress = s**3 * (10 - 15 * s + 6 * s * s)
-        (x0, y0), (x1, y1) = CORNERS[saccade], CORNERS[saccade + 1]
-        path.append((x0 + progress * (x1 - x0), y0 + progress * (y1 - y0)))
-    return path
+    return corner_path(CORNERS, SACCADE_US, MOTION_US, STEP_US)
 
 
 def _open(root: Path | None = None, *, seed: int = 0) -> DigitsDVSSource:

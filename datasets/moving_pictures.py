@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,23 @@ FRACTION_BITS = 8
 #: Interpolation weights are whole multiples of 1 / WEIGHT_UNIT. 255 * (1.25 * WEIGHT_UNIT)**2 < 2**24: then the sums of
 #: float32 products are exact, whatever the order in which a BLAS adds.
 WEIGHT_UNIT = 128
+
+
+def corner_path(
+    corners: Sequence[tuple[float, float]], leg_us: int, motion_us: int, step_us: int
+) -> list[tuple[float, float]]:
+    """Places (x, y) every ``step_us`` from the first corner to the last, both among them.
+
+    A leg from corner to corner takes ``leg_us``: minimum-jerk motion for ``motion_us`` of them, then rest.
+    """
+    path = []
+    for time in range(0, leg_us * (len(corners) - 1) + 1, step_us):
+        leg = min(time // leg_us, len(corners) - 2)
+        s = min((time - leg * leg_us) / motion_us, 1.0)
+        progress = s**3 * (10 - 15 * s + 6 * s * s)
+        (x0, y0), (x1, y1) = corners[leg], corners[leg + 1]
+        path.append((x0 + progress * (x1 - x0), y0 + progress * (y1 - y0)))
+    return path
 
 
 def cubic_weights(position: NDArray[np.float64], cells: int) -> NDArray[np.float64]:

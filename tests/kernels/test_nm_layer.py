@@ -36,7 +36,7 @@ def make_bits(*shape: int, rate: float = 0.2) -> Tensor:
     return pack_spikes((torch.rand(shape, generator=torch.Generator().manual_seed(7)) < rate).float())
 
 
-def check(
+def assert_sums_then_lif(
     bits: Tensor, weight: tuple[Any, ...], conv: tuple[Any, ...], steps: int, v0: Tensor | None, neuron: dict[str, Any]
 ) -> float:
     """The operator's bits against its own sums with LIF behind them; returns the firing rate."""
@@ -54,7 +54,7 @@ def check(
 @pytest.mark.parametrize("steps", [1, 3, 8, 19])
 def test_outputs_steps_and_types(outputs: int, dtype: torch.dtype, steps: int) -> None:
     weight = make_weight((outputs, 24, 3, 3), dtype, affine=dtype == torch.int8)
-    rate = check(make_bits(2 * steps, 6, 5, 24), weight, ([1, 1], [1, 1], [1, 1], 1), steps, None, PLAIN)
+    rate = assert_sums_then_lif(make_bits(2 * steps, 6, 5, 24), weight, ([1, 1], [1, 1], [1, 1], 1), steps, None, PLAIN)
     assert 0.01 < rate < 0.99
 
 
@@ -65,7 +65,7 @@ def test_outputs_steps_and_types(outputs: int, dtype: torch.dtype, steps: int) -
 def test_windows(window: tuple[int, int], dilation: list[int], padding: list[int], stride: list[int]) -> None:
     weight = make_weight((32, 16, *window), torch.bfloat16, affine=True)
     neuron = PLAIN | {"v_threshold": 0.3}
-    rate = check(make_bits(6, 9, 10, 16), weight, (stride, padding, dilation, 1), 3, None, neuron)
+    rate = assert_sums_then_lif(make_bits(6, 9, 10, 16), weight, (stride, padding, dilation, 1), 3, None, neuron)
     assert 0.01 < rate < 0.99
 
 
@@ -83,7 +83,7 @@ def test_windows(window: tuple[int, int], dilation: list[int], padding: list[int
 def test_neurons_and_their_state(neuron: dict[str, Any], affine: bool) -> None:
     weight = make_weight((64, 32, 3, 3), torch.bfloat16, affine)
     v0 = torch.randn(2, 4, 4, 64, generator=torch.Generator().manual_seed(1))
-    rate = check(make_bits(10, 4, 4, 32), weight, ([1, 1], [1, 1], [1, 1], 1), 5, v0, neuron)
+    rate = assert_sums_then_lif(make_bits(10, 4, 4, 32), weight, ([1, 1], [1, 1], [1, 1], 1), 5, v0, neuron)
     assert 0.01 < rate < 0.99
 
 
@@ -92,13 +92,13 @@ def test_images_of_any_strides() -> None:
     bits = make_bits(4, 8, 12, 32)
     for padding in ([0, 0], [1, 1]):
         for view in (bits[:, 1:6, 2:9, :2], bits[..., :2], bits.transpose(1, 2)[..., 2:], bits[:, :, 3:, :2].flip(0)):
-            check(view, weight, ([1, 1], padding, [1, 1], 1), 2, None, PLAIN)
+            assert_sums_then_lif(view, weight, ([1, 1], padding, [1, 1], 1), 2, None, PLAIN)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_no_spike_and_all_of_them(rate: float) -> None:
     weight = make_weight((64, 64, 3, 3), torch.bfloat16, affine=True)
-    check(make_bits(4, 5, 5, 64, rate=rate), weight, ([1, 1], [1, 1], [1, 1], 1), 4, None, PLAIN)
+    assert_sums_then_lif(make_bits(4, 5, 5, 64, rate=rate), weight, ([1, 1], [1, 1], [1, 1], 1), 4, None, PLAIN)
 
 
 def test_thread_counts_give_the_same_bits() -> None:
