@@ -16,6 +16,7 @@ from snn_core.kernels.nm_compress import (
 from snn_core.sparsity.convert import LayerPlan, compress, decompress, make_nm, plan_compression
 from snn_core.sparsity.inference import KeptLayer, fuse, kept_layers
 from snn_core.sparsity.layers import CompressedConv2d, CompressedLayer, CompressedLinear
+from snn_core.sparsity.mask_statistics import MaskStatistics, mask_statistics
 from snn_core.sparsity.masked import MaskedLayer, NMConv2d, NMLinear
 from snn_core.sparsity.model_file import CompressedFile, load_compressed, read_compressed, save_compressed
 
@@ -27,6 +28,7 @@ __all__ = [
     "CompressedNM",
     "KeptLayer",
     "LayerPlan",
+    "MaskStatistics",
     "MaskedLayer",
     "NMConv2d",
     "NMLinear",
@@ -42,6 +44,7 @@ __all__ = [
     "kept_layers",
     "load_compressed",
     "make_nm",
+    "mask_statistics",
     "nm_mask_by_magnitude",
     "plan_compression",
     "read_compressed",
