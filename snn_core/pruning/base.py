@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,24 +14,15 @@ from torch.utils.hooks import RemovableHandle
 
 from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.pruning.config import PruneConfig
-from snn_core.pruning.groups import BlockGroup, PrunedLayer
+from snn_core.pruning.distributed import Ranks, inner_model
+from snn_core.pruning.groups import BlockGroup, PrunedLayer, group_by_pattern
 from snn_core.pruning.layers import LayerReport, select_layers
-from snn_core.pruning.masking import SnapshotMask, StraightThrough, clear_dropped, restore_weight, show_weight
+from snn_core.pruning.masking import MaskHook, StraightThrough, clear_dropped, restore_weight
+from snn_core.pruning.optimizer_link import OptimizerLink
 from snn_core.pruning.schedule import Schedule, schedule_at
+from snn_core.pruning.state import check_identity, decode, encode, saved_masks
+from snn_core.pruning.statistics import flipped_fraction
 from snn_core.sparsity import MaskedLayer, NMPattern, check_nm
-
-
-class _MaskHook:
-    """Forward pre-hook of a pruned layer. A copy of the model gets a snapshot of the mask, not of the pruner."""
-
-    def __init__(self, pruner: NMPruner, layer: PrunedLayer) -> None:
-        self.pruner, self.layer = pruner, layer
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        show_weight(module, self.pruner._masked_weight(self.layer))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SnapshotMask:
-        return SnapshotMask(self.pruner.masks[self.layer.name].clone())
 
 
 class NMPruner(ABC):
@@ -49,12 +41,18 @@ class NMPruner(ABC):
     uses the deterministic mask. After the freeze the dropped weights are zero, and their gradients and optimiser
     state are kept at zero. After :meth:`finalize` the model is a plain one, without hooks.
 
+    Gradients may be accumulated over several backward passes; a :meth:`step` without an optimiser step since the last
+    one (skipped by a gradient scaler, or a part of an accumulated batch) is not counted. Under DistributedDataParallel
+    every rank makes its own pruner with the same arguments, and all have the same masks.
+
     Args:
-        model: any module with Linear, Conv1d or Conv2d layers.
+        model: any module with Linear, Conv1d or Conv2d layers; of a DistributedDataParallel or compiled one the inside.
         pattern: N:M; overrides ``config.pattern``.
         config: settings.
         include, exclude: layer names with shell wildcards; override the config's.
         optimizer, total_steps: given together they call :meth:`begin`.
+        grad_scaler: the ``torch.amp.GradScaler`` that scales the loss, so that EID's credits are comparable over steps.
+        distributed: False: ranks of ``torch.distributed`` train models of their own.
 
     Raises:
         ArgumentError: a pattern that makes no sense, names that match nothing, or no layer that can be pruned.
@@ -72,35 +70,35 @@ class NMPruner(ABC):
         exclude: Sequence[str] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         total_steps: int | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        distributed: bool = True,
     ) -> None:
-        changes: dict[str, Any] = {}
-        if pattern is not None:
-            changes["pattern"] = str(NMPattern.parse(pattern))
-        if include is not None:
-            changes["include"] = tuple(include)
-        if exclude is not None:
-            changes["exclude"] = tuple(exclude)
-        self.config = (config or PruneConfig()).model_copy(update=changes)
+        self.config = (config or PruneConfig()).with_names(pattern, include, exclude)
         self.pattern = NMPattern.parse(self.config.pattern)
-        self.model = model
+        self.model = inner_model(model)
         chosen, self._reports = select_layers(
-            model,
+            self.model,
             self.pattern,
+            layer_patterns=self.config.layer_patterns,
             include=self.config.include,
             exclude=self.config.exclude,
             keep_first_dense=self.config.keep_first_dense,
             keep_last_dense=self.config.keep_last_dense,
         )
-        self.layers = [PrunedLayer(name, module, slice(0)) for name, module in chosen]
-        self.group = BlockGroup(self.layers, self.pattern)
+        self.layers = [PrunedLayer(*item) for item in chosen]
+        self.groups = group_by_pattern(self.layers)
         self.total_steps = 0
         self.steps_done = 0
         self.frozen = False
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._optimizer_handle: RemovableHandle | None = None
+        self.grad_scaler = grad_scaler
+        self._distributed = distributed
+        self._ranks = Ranks(model, distributed)
+        self._link: OptimizerLink | None = None
         self._handles: list[RemovableHandle] = []
         self._evaluation: tuple[tuple[int, ...], dict[str, Tensor]] | None = None
+        self._reported: dict[str, Tensor] | None = None  # the masks of the last metrics()
         self._resumed_total_steps = 0
+        self._finalized = False
         self._attach()
         if (optimizer is None) != (total_steps is None):
             raise ArgumentError(
@@ -112,15 +110,19 @@ class NMPruner(ABC):
     # ---- what a method defines -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _training_key(self) -> Tensor:
+    def _training_key(self, group: BlockGroup) -> Tensor:
         """Key ``[M, blocks]`` whose top N are the mask of this training step."""
 
     @abstractmethod
-    def _evaluation_key(self) -> Tensor:
+    def _evaluation_key(self, group: BlockGroup) -> Tensor:
         """Deterministic key ``[M, blocks]`` of the mask for evaluation and freeze."""
 
     def _before_optimizer_step(self) -> None:
         """In the search phase, when gradients are complete and weights not yet changed. Optional."""
+        return
+
+    def _after_skipped_step(self) -> None:
+        """:meth:`step` was called, but the optimiser has not stepped. Optional."""
         return
 
     def _freeze_fraction(self) -> float:
@@ -131,6 +133,10 @@ class NMPruner(ABC):
 
     def _load_method_state(self, state: dict[str, Tensor]) -> None:
         return None
+
+    def _shared_tensors(self) -> dict[str, Tensor]:
+        """What the method holds and every rank must hold alike, beside the masks; compared now and then."""
+        return {}
 
     # ---- the three calls, and the training hook --------------------------------------------------------------------
 
@@ -145,32 +151,44 @@ class NMPruner(ABC):
             raise ArgumentError(f"total_steps must be a positive integer, got {total_steps!r}")
         if self._resumed_total_steps not in (0, total_steps):
             raise ArgumentError(f"total_steps: the loaded state is of {self._resumed_total_steps}, got {total_steps}")
-        inside = {id(parameter) for parameter in model.parameters()}
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        inside = {id(parameter) for parameter in model.parameters()}
         for layer in self.layers:
             if id(layer.weight) not in inside:
                 raise ArgumentError(f"model: does not contain layer {layer.name!r}, which this pruner is attached to")
             if id(layer.weight) not in held:
                 raise ArgumentError(f"optimizer: does not hold the weight of pruned layer {layer.name!r}")
-        if self._optimizer_handle is not None:
-            self._optimizer_handle.remove()
-        self._optimizer, self.total_steps = optimizer, total_steps
-        self._optimizer_handle = optimizer.register_step_pre_hook(self._optimizer_pre_hook)
+        if self._link is not None:
+            self._link.remove()
+        self._link = OptimizerLink(optimizer, self.layers, self._on_gradients, self._after_optimizer_step)
+        self.total_steps, self._ranks = total_steps, Ranks(model, self._distributed)
         self._freeze_when_due()
+        if self._reported is None:
+            self._reported = self._copied_masks()
 
     def step(self) -> None:
         """Count one optimiser step; freezes the masks when their time has come.
 
+        Does nothing when the optimiser has not stepped since the last call.
+
         Raises:
-            ArgumentError: the pruner has no optimiser yet.
+            ArgumentError: the pruner has no optimiser yet, or is finalized, or weights were changed by another
+                optimiser than its own.
         """
-        if self._optimizer is None:
+        if self._link is None:
             raise ArgumentError("pruner.step(): pass optimizer and total_steps when making the pruner, or call begin()")
+        if self._finalized:
+            raise ArgumentError("pruner.step() after finalize(): its hooks are gone; make a new pruner to train on")
+        self._link.check_weights()
+        if not self._link.stepped:
+            self._after_skipped_step()
+            return
         self.steps_done += 1
         self._evaluation = None
         for layer in self.layers:
             layer.forget_step()
         self._freeze_when_due()
+        self._link.note_weights()
 
     def finalize(self) -> dict[str, Tensor]:
         """Freeze the masks if they are not, remove every hook, check the pattern.
@@ -180,14 +198,13 @@ class NMPruner(ABC):
         """
         if not self.frozen:
             self._freeze()
-        if self._optimizer_handle is not None:
-            self._optimizer_handle.remove()
-            self._optimizer_handle = None
+        if self._link is not None:
+            self._link.remove()
+        self._finalized = True
         for layer in self.layers:
             assert layer.mask is not None
             clear_dropped(layer.weight, ~layer.mask, self._optimizer)
-            violations = check_nm(layer.weight, self.pattern)
-            assert violations == 0, f"{layer.name}: {violations} blocks break {self.pattern}"
+            self._check(layer)
         return self.masks
 
     def end(self) -> None:
@@ -195,9 +212,13 @@ class NMPruner(ABC):
         self.finalize()
 
     def metrics(self) -> dict[str, float]:
-        """Figures for the log: ``kept`` (fraction of weights that pruned layers use) and what the method adds."""
-        kept = sum(int(mask.sum()) for mask in self.masks.values())
-        return {"kept": kept / sum(layer.weight.numel() for layer in self.layers)}
+        """Figures for the log of an epoch: ``kept`` (fraction of the weights that pruned layers use), ``flips``
+        (fraction of mask entries that changed since the last call), and what the method adds."""
+        masks = self.masks
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        flips = 0.0 if self._reported is None else flipped_fraction(self._reported, masks)
+        self._reported = self._copied_masks()
+        return {"kept": kept / sum(layer.weight.numel() for layer in self.layers), "flips": flips}
 
     # ---- what can be read ------------------------------------------------------------------------------------------
 
@@ -209,15 +230,13 @@ class NMPruner(ABC):
         versions = tuple(layer.weight._version for layer in self.layers)
         if self._evaluation is None or self._evaluation[0] != versions:
             with torch.no_grad():
-                hard = self.group.top(self._evaluation_key())
-                masks = {layer.name: self.group.spread(hard, layer) for layer in self.layers}
-            self._evaluation = (versions, masks)
+                self._evaluation = (versions, self._evaluation_masks())
         return self._evaluation[1]
 
     @property
     def patterns(self) -> dict[str, str]:
         """Layer name -> ``"N:M"`` of every pruned layer, as ``snn_core.sparsity.save_compressed`` takes it."""
-        return {layer.name: str(self.pattern) for layer in self.layers}
+        return {layer.name: str(layer.pattern) for layer in self.layers}
 
     def report(self) -> list[LayerReport]:
         """Every Linear, Conv1d and Conv2d of the model: pruned, or dense and why."""
@@ -232,12 +251,14 @@ class NMPruner(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs beside the model and its optimiser. Take it after :meth:`step`."""
         state = {
-            "identity": _text_tensor(self._identity()),
+            "identity": encode(self._identity()),
             "steps_done": torch.tensor(self.steps_done),
             "frozen": torch.tensor(self.frozen),
         }
         if self.frozen:
             state |= {f"mask/{name}": mask.contiguous().clone() for name, mask in self.masks.items()}
+        if self._reported is not None:
+            state |= {f"reported/{name}": mask.contiguous().clone() for name, mask in self._reported.items()}
         return state | self._method_state()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -248,37 +269,26 @@ class NMPruner(ABC):
                 search while this pruner's masks are final, or incomplete.
         """
         try:
-            total_steps = self._check_identity(json.loads(bytes(state["identity"].flatten().tolist())))
+            total_steps = check_identity(decode(state["identity"]), self._identity())
             steps_done, frozen = int(state["steps_done"]), bool(state["frozen"])
             if self.frozen and not frozen:
                 raise CheckpointError("pruning state is of a search, but this pruner's masks are final: make a new one")
-            if frozen:
-                masks = {layer.name: _saved_mask(state, layer) for layer in self.layers}
+            masks = saved_masks(state, "mask", self.layers) if frozen else None
+            has_reported = any(name.startswith("reported/") for name in state)
+            reported = saved_masks(state, "reported", self.layers) if has_reported else None
             self._load_method_state(state)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"pruning state is incomplete or damaged: {error}") from error
         self.steps_done, self._resumed_total_steps = steps_done, total_steps
-        self._evaluation = None
+        self._evaluation, self._reported = None, reported
         for layer in self.layers:
             layer.forget_step()
-        if frozen:
+        if masks is not None:
             self._freeze(masks)
-
-    def _check_identity(self, saved: dict[str, Any]) -> int:
-        """Compare with :meth:`_identity`; returns the length of the run that the state is of."""
-        own = self._identity()
-        if self.total_steps == 0:  # begin() is still to come, and compares then
-            own["total_steps"] = saved["total_steps"]
-        different = [key for key, value in own.items() if saved.get(key) != value]
-        if different:
-            key = different[0]
-            raise CheckpointError(
-                f"pruning state is of another run: {', '.join(different)} differ; {key} in the state: "
-                f"{saved.get(key)}, here: {own[key]}"
-            )
-        return int(saved["total_steps"])
+        if self._link is not None:
+            self._link.note_weights()
 
     def _identity(self) -> dict[str, Any]:
         layers = {layer.name: list(layer.weight.shape) for layer in self.layers}
@@ -286,6 +296,7 @@ class NMPruner(ABC):
             "method": self.method,
             "pattern": str(self.pattern),
             "layers": layers,
+            "patterns": self.patterns,
             "config": self.config.model_dump(mode="json"),
             "total_steps": self.total_steps,
         }
@@ -294,7 +305,8 @@ class NMPruner(ABC):
 
     def _attach(self) -> None:
         for layer in self.layers:
-            self._handles.append(layer.module.register_forward_pre_hook(_MaskHook(self, layer)))
+            hook = MaskHook(partial(self._masked_weight, layer), partial(self._evaluation_mask, layer))
+            self._handles.append(layer.module.register_forward_pre_hook(hook))
             self._handles.append(layer.module.register_forward_hook(restore_weight, always_call=True))
 
     def _masked_weight(self, layer: PrunedLayer) -> Tensor:
@@ -305,9 +317,10 @@ class NMPruner(ABC):
         if layer.drawn is None:
             self._draw()
         assert layer.drawn is not None
-        if layer.effective is None or layer.effective_version != weight._version:
+        if layer.effective_of is not weight or layer.effective_version != weight._version:
             layer.effective = self._apply_mask(weight.detach(), layer.drawn)
-            layer.effective_version = weight._version
+            layer.effective_of, layer.effective_version = weight, weight._version
+        assert layer.effective is not None
         return StraightThrough.apply(weight, layer.effective)
 
     def _apply_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
@@ -317,9 +330,28 @@ class NMPruner(ABC):
     @torch.no_grad()
     def _draw(self) -> None:
         """One draw for all layers, used by every training forward pass until the next step."""
-        hard = self.group.top(self._training_key())
-        for layer in self.layers:
-            layer.drawn = self.group.spread(hard, layer)
+        for group in self.groups:
+            hard = group.top(self._training_key(group))
+            for layer in group.layers:
+                layer.drawn = group.spread(hard, layer)
+
+    def _evaluation_masks(self) -> dict[str, Tensor]:
+        masks: dict[str, Tensor] = {}
+        for group in self.groups:
+            hard = group.top(self._evaluation_key(group))
+            masks |= {layer.name: group.spread(hard, layer) for layer in group.layers}
+        return {layer.name: masks[layer.name] for layer in self.layers}
+
+    def _evaluation_mask(self, layer: PrunedLayer) -> Tensor:
+        return self.masks[layer.name]
+
+    def _copied_masks(self) -> dict[str, Tensor]:
+        return {name: mask.clone() for name, mask in self.masks.items()}
+
+    def _check(self, layer: PrunedLayer) -> None:
+        """Of a finished layer: its weight must obey the pattern."""
+        violations = check_nm(layer.weight, layer.pattern)
+        assert violations == 0, f"{layer.name}: {violations} blocks break {layer.pattern}"
 
     def _freeze_step(self) -> int:
         return round(self._freeze_fraction() * self.total_steps)
@@ -330,12 +362,16 @@ class NMPruner(ABC):
 
     def _freeze(self, masks: dict[str, Tensor] | None = None) -> None:
         """Make the masks final: zero the dropped weights and their moments, take the hooks off the layers."""
-        masks = self.masks if masks is None else masks
+        if masks is None:
+            masks = self.masks
+            for layer in self.layers:
+                if self.steps_done > 0 and not layer.called:
+                    warnings.warn(f"layer {layer.name!r} was never called in training: its mask was not", stacklevel=2)
         for layer in self.layers:
             layer.mask = masks[layer.name].to(layer.weight.device)
             clear_dropped(layer.weight, ~layer.mask, self._optimizer)
             if isinstance(layer.module, MaskedLayer):  # it had a mask of its own while this one was searched
-                layer.module.set_mask(layer.mask, self.pattern)
+                layer.module.set_mask(layer.mask, layer.pattern)
             layer.forget_step()
         self.frozen = True
         self._evaluation = None
@@ -343,8 +379,15 @@ class NMPruner(ABC):
             handle.remove()
         self._handles.clear()
 
-    @torch.no_grad()
-    def _optimizer_pre_hook(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    # ---- around the optimiser's step -------------------------------------------------------------------------------
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer | None:
+        return None if self._link is None else self._link.optimizer
+
+    def _on_gradients(self, first: bool) -> None:
+        if first:
+            self._ranks.check_pruner(self._identity(), self.steps_done, self.layers, self._shared_tensors)
         if self.frozen:
             for layer in self.layers:
                 if layer.weight.grad is not None and layer.mask is not None:
@@ -356,15 +399,13 @@ class NMPruner(ABC):
                     f"layer {layer.name!r} got a gradient without ever being called: the model uses its weight "
                     "directly, so its mask cannot take part; exclude it"
                 )
-        self._before_optimizer_step()
+        if first:  # LBFGS asks for gradients several times in one step
+            self._before_optimizer_step()
 
-
-def _saved_mask(state: dict[str, Tensor], layer: PrunedLayer) -> Tensor:
-    mask = state[f"mask/{layer.name}"]
-    if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
-        raise ValueError(f"mask/{layer.name} is {mask.dtype} {list(mask.shape)}, not bool {list(layer.weight.shape)}")
-    return mask
-
-
-def _text_tensor(value: Any) -> Tensor:
-    return torch.tensor(list(json.dumps(value, sort_keys=True).encode()), dtype=torch.uint8)
+    @torch.no_grad()
+    def _after_optimizer_step(self) -> None:
+        """Dropped weights have no gradient, but an update may mix weights (Muon) or add noise."""
+        if self.frozen:
+            for layer in self.layers:
+                assert layer.mask is not None
+                layer.weight.masked_fill_(~layer.mask, 0)

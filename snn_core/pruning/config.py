@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from snn_core.sparsity import NMPattern
+
+DENSE = "dense"  # in layer_patterns: this layer is not pruned
 
 
 class PruneConfig(BaseModel):
@@ -19,6 +22,11 @@ class PruneConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     pattern: str = Field(default="2:4", description="at most N non-zeros in each block of M weights, written N:M")
+    layer_patterns: dict[str, str] = Field(
+        default_factory=dict,
+        description="layer names (shell wildcards) -> N:M or dense; the first that matches wins, all other layers have "
+        "`pattern`; a first or last layer named in full, without wildcards, is pruned too",
+    )
     include: tuple[str, ...] | None = Field(
         default=None,
         strict=False,
@@ -84,7 +92,25 @@ class PruneConfig(BaseModel):
         description="as freeze, for the method sr-ste alone; 1: masks move to the end, as published",
     )
 
+    def with_names(
+        self, pattern: NMPattern | str | None, include: Sequence[str] | None, exclude: Sequence[str] | None
+    ) -> PruneConfig:
+        """These settings with what is not None replaced. Raises ArgumentError for a pattern that makes no sense."""
+        changes: dict[str, Any] = {}
+        if pattern is not None:
+            changes["pattern"] = str(NMPattern.parse(pattern))
+        if include is not None:
+            changes["include"] = tuple(include)
+        if exclude is not None:
+            changes["exclude"] = tuple(exclude)
+        return self.model_copy(update=changes)
+
     @field_validator("pattern")
     @classmethod
     def _parse_pattern(cls, value: str) -> str:
         return str(NMPattern.parse(value))
+
+    @field_validator("layer_patterns")
+    @classmethod
+    def _parse_layer_patterns(cls, value: dict[str, str]) -> dict[str, str]:
+        return {name: DENSE if text.strip() == DENSE else str(NMPattern.parse(text)) for name, text in value.items()}

@@ -23,13 +23,15 @@ def is_neuron(module: nn.Module) -> bool:
 
 
 def following_neuron(model: nn.Module, layer: nn.Module) -> nn.Module | None:
-    """The first spiking neuron after ``layer`` in the order of registration, or None."""
-    seen = False
+    """The first spiking neuron after ``layer`` in the order of registration; else the last one before it, or None."""
+    seen, before = False, None
     for module in model.modules():
         seen = seen or module is layer
-        if seen and is_neuron(module):
-            return module
-    return None
+        if is_neuron(module):
+            if seen:
+                return module
+            before = module
+    return before
 
 
 def neuron_leak(neuron: nn.Module) -> float:
@@ -84,13 +86,17 @@ class CreditCapture:
     While ``due`` is set, each forward call of the layer keeps its input and puts a hook on its output; when the
     gradient ``delta [T, B, ...]`` of that output arrives, ``sum over t, batch of delta[t] * e[t]`` is added to the
     credit. Inputs may be ``[T, B, ...]`` or ``[T * B, ...]``: time is outermost in both. In step mode ``"s"`` each
-    call is one time step, and the trace carries over the calls until :meth:`take`.
+    call is one time step, and the trace carries over the calls until a backward pass has reached the layer.
 
     Args:
         name, module: the layer.
         model: in which the neuron that follows is looked up, and ``time_steps`` or ``T``.
         decay: of the trace; None: the neuron's leak.
         time_steps: T; None: found out.
+
+    Attributes:
+        due: whether to capture.
+        stale: the optimiser was to step and did not: what is captured is forgotten if gradients are, at the next call.
     """
 
     def __init__(
@@ -105,6 +111,8 @@ class CreditCapture:
                 "set trace_decay, or eid_weight = 0"
             )
         self.due = False
+        self.stale = False
+        self._backward_seen = False
         self._credit: Tensor | None = None
         self._carried: Tensor | None = None
         self._neuron_steps: int | None = None
@@ -113,9 +121,15 @@ class CreditCapture:
             self.handles.append(self.neuron.register_forward_pre_hook(_CopyableHook(self._before_neuron)))
 
     def take(self) -> Tensor | None:
-        """Absolute credit, in the weight's shape, of all backward passes since the last call; None without any."""
+        """Credit with its sign, in the weight's shape, of all backward passes since the last call; None without any."""
         credit, self._credit, self._carried = self._credit, None, None
-        return None if credit is None else credit.abs_()
+        return credit
+
+    def clear(self) -> None:
+        """Forget what belongs to one optimiser step."""
+        self._credit = self._carried = None
+        self._backward_seen = False
+        self.due = self.stale = False
 
     def _before_neuron(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.due and args and isinstance(args[0], Tensor):
@@ -124,17 +138,28 @@ class CreditCapture:
     def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not (self.due and module.training and isinstance(output, Tensor) and output.requires_grad):
             return
+        if self.stale:
+            self._forget_if_gradients_are_cleared()
         x = args[0].detach()
         single = getattr(self.neuron, "step_mode", "m") == "s" and self.time_steps is None
         if single:
-            start = self._carried if self._carried is not None and self._carried.shape == x.shape else None
-            self._carried = trace(x.unsqueeze(0), self._trace_decay(), None if start is None else start)[0]
+            if self._backward_seen or (self._carried is not None and self._carried.shape != x.shape):
+                self._carried, self._backward_seen = None, False
+            self._carried = trace(x.unsqueeze(0), self._trace_decay(), self._carried)[0]
         kept = self._carried if single else x
         assert kept is not None
         output.register_hook(lambda grad: self._add(kept, grad, single))
 
+    def _forget_if_gradients_are_cleared(self) -> None:
+        self.stale = False
+        weight = self.module._parameters["weight"]
+        assert weight is not None
+        if weight.grad is None or not bool(weight.grad.any()):
+            self._credit = None
+
     @torch.no_grad()
     def _add(self, x: Tensor, grad: Tensor, is_trace: bool) -> None:
+        self._backward_seen = True
         ndim = 1 if isinstance(self.module, nn.Linear) else len(self.module.stride) + 1  # type: ignore[arg-type]
         rows = x.reshape(-1, *x.shape[-ndim:]).to(grad.dtype)
         if not is_trace:

@@ -1,9 +1,9 @@
-"""Layers with one pattern, worked on together as one tensor ``[M, blocks]``."""
+"""Pruned layers; those with one pattern are worked on together as one tensor ``[M, blocks]``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,22 @@ class PrunedLayer:
 
     Attributes:
         name, module: as in ``model.named_modules()``.
+        pattern: N:M.
         columns: its place among the blocks of its group.
         mask: final boolean mask of the weight's shape once frozen, else None.
         drawn: mask of the present training step, or None.
-        effective: the masked weight of the present step, made from version ``effective_version`` of the weight.
+        effective: the masked weight of the present step, made from ``effective_of`` at version ``effective_version``.
         called: whether the layer was ever called; a model that uses its weight directly cannot be pruned there.
     """
 
     name: str
     module: nn.Module
-    columns: slice
+    pattern: NMPattern
+    columns: slice = field(default_factory=lambda: slice(0))
     mask: Tensor | None = None
     drawn: Tensor | None = None
     effective: Tensor | None = None
+    effective_of: Tensor | None = None
     effective_version: int = -1
     called: bool = False
 
@@ -44,21 +47,21 @@ class PrunedLayer:
 
     def forget_step(self) -> None:
         """Drop what belongs to one training step."""
-        self.drawn = self.effective = None
+        self.drawn = self.effective = self.effective_of = None
 
 
 class BlockGroup:
-    """Blocks of several layers side by side: ``[M, blocks]`` tensors, positions outermost.
+    """Blocks of several layers with one pattern side by side: ``[M, blocks]`` tensors, positions outermost.
 
     That layout makes every operation over a block a vector operation over blocks, and one call serves all layers.
     """
 
-    def __init__(self, layers: list[PrunedLayer], pattern: NMPattern) -> None:
+    def __init__(self, layers: list[PrunedLayer]) -> None:
         self.layers = layers
-        self.pattern = pattern
+        self.pattern = layers[0].pattern
         start = 0
         for layer in layers:
-            count = layer.weight.numel() // pattern.m
+            count = layer.weight.numel() // self.pattern.m
             layer.columns = slice(start, start + count)
             start += count
         self.num_blocks = start
@@ -108,3 +111,11 @@ class BlockGroup:
     def part(self, columns: Tensor, layer: PrunedLayer, shape: torch.Size) -> Tensor:
         """[M, blocks of the layer] seen as ``shape`` = [O, *kernel, in / M, M]."""
         return columns[:, layer.columns].unflatten(1, shape[:-1]).movedim(0, -1)
+
+
+def group_by_pattern(layers: list[PrunedLayer]) -> list[BlockGroup]:
+    """One group a pattern, in the order of the layers; sets the layers' ``columns``."""
+    by_pattern: dict[NMPattern, list[PrunedLayer]] = {}
+    for layer in layers:
+        by_pattern.setdefault(layer.pattern, []).append(layer)
+    return [BlockGroup(members) for members in by_pattern.values()]

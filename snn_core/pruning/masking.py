@@ -8,6 +8,7 @@ would not give.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,24 @@ def show_weight(module: nn.Module, weight: Tensor) -> None:
 def restore_weight(module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook (``always_call=True``): ``module.weight`` is the parameter again."""
     module.__dict__.pop("weight", None)
+
+
+class MaskHook:
+    """Forward pre-hook of a pruned layer. A copy of the model gets a snapshot of the mask, not of the pruner.
+
+    Args:
+        weight: gives the masked weight of a forward call.
+        mask: gives the mask that evaluation uses now.
+    """
+
+    def __init__(self, weight: Callable[[], Tensor], mask: Callable[[], Tensor]) -> None:
+        self.weight, self.mask = weight, mask
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        show_weight(module, self.weight())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SnapshotMask:
+        return SnapshotMask(self.mask().clone())
 
 
 class SnapshotMask:

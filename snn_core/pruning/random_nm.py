@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from snn_core.pruning.base import NMPruner
-from snn_core.pruning.groups import PrunedLayer
+from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.seeding import make_generator
 
 
@@ -15,11 +15,11 @@ class RandomNMPruner(NMPruner):
 
     method = "random"
 
-    def _training_key(self) -> Tensor:
-        return self._evaluation_key()
+    def _training_key(self, group: BlockGroup) -> Tensor:
+        return self._evaluation_key(group)
 
-    def _evaluation_key(self) -> Tensor:
-        return self.group.gather(self._uniform)
+    def _evaluation_key(self, group: BlockGroup) -> Tensor:
+        return group.gather(self._uniform)
 
     def _uniform(self, layer: PrunedLayer) -> Tensor:
         generator = make_generator(self.config.seed, "random-nm", layer.name)

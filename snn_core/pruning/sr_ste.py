@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from snn_core.pruning.base import NMPruner
+from snn_core.pruning.groups import BlockGroup
 from snn_core.pruning.spikenm import pull_dropped
 
 
@@ -17,11 +18,11 @@ class SRSTEPruner(NMPruner):
 
     method = "sr-ste"
 
-    def _training_key(self) -> Tensor:
-        return self._evaluation_key()
+    def _training_key(self, group: BlockGroup) -> Tensor:
+        return self._evaluation_key(group)
 
-    def _evaluation_key(self) -> Tensor:
-        return self.group.gather(lambda layer: layer.weight.detach().abs())
+    def _evaluation_key(self, group: BlockGroup) -> Tensor:
+        return group.gather(lambda layer: layer.weight.detach().abs())
 
     def _before_optimizer_step(self) -> None:
         if self.config.sr_ste_decay > 0:

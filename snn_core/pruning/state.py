@@ -1,0 +1,52 @@
+"""What a pruner writes into checkpoints beside its tensors: which run they are of, and masks that fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snn_core.errors import CheckpointError
+from snn_core.pruning.groups import PrunedLayer
+
+
+def encode(value: Any) -> Tensor:
+    """A JSON value as uint8: checkpoints hold tensors alone."""
+    return torch.tensor(list(json.dumps(value, sort_keys=True).encode()), dtype=torch.uint8)
+
+
+def decode(text: Tensor) -> Any:
+    """Inverse of :func:`encode`."""
+    return json.loads(bytes(text.flatten().tolist()))
+
+
+def check_identity(saved: dict[str, Any], own: dict[str, Any]) -> int:
+    """Compare two runs; returns the length of the saved one. An own ``total_steps`` of 0 is not known yet.
+
+    Raises:
+        CheckpointError: they differ; the message names the first difference.
+    """
+    if own["total_steps"] == 0:  # begin() is still to come, and compares then
+        own = own | {"total_steps": saved["total_steps"]}
+    different = [key for key, value in own.items() if saved.get(key) != value]
+    if different:
+        key = different[0]
+        raise CheckpointError(
+            f"pruning state is of another run: {', '.join(different)} differ; {key} in the state: "
+            f"{saved.get(key)}, here: {own[key]}"
+        )
+    return int(saved["total_steps"])
+
+
+def saved_masks(state: dict[str, Tensor], prefix: str, layers: list[PrunedLayer]) -> dict[str, Tensor]:
+    """The masks ``prefix/<layer>`` of a state. Raises KeyError or ValueError where one is missing or does not fit."""
+    masks = {}
+    for layer in layers:
+        mask = state[f"{prefix}/{layer.name}"]
+        if mask.dtype != torch.bool or mask.shape != layer.weight.shape:
+            expected = f"bool {list(layer.weight.shape)}"
+            raise ValueError(f"{prefix}/{layer.name} is {mask.dtype} {list(mask.shape)}, not {expected}")
+        masks[layer.name] = mask
+    return masks
