@@ -31,6 +31,8 @@ def load(
 ) -> FrameDataset:
     """A data set as frames ``uint8 [num, T, P, H, W]`` in memory, through the frame cache.
 
+    Pictures ("cifar10", "mnist") are repeated over T without a copy (stride 0), and need no cache.
+
     ``load("nmnist", "~/data", "train", T=10)``; what there is: :func:`list_datasets`, and :func:`info` of each.
     For frames that stay on disk: ``open_frames(open_source(name, root=root), split, T=T)``.
 
@@ -40,7 +42,8 @@ def load(
         split: "train", "test" or "all" (train, then test).
         T, by, time_window, cache_dir, seed, limit, use_cache, quiet: as of :func:`load_frames`.
         download: let tonic download what is not found, where it can.
-        options: ``split_name`` (where a data set has several published splits), and others of the data set's own.
+        options: ``split_name`` (where a data set has several published splits), and others of the data set's own:
+            ``size`` of pictures (CIFAR-10: 32, or 16, means of 2 x 2 pixels).
 
     Raises:
         ArgumentError: no such name, an option that the data set does not have, or as of :func:`load_frames`.

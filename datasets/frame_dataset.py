@@ -18,7 +18,8 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
     """Labelled frames of event recordings, all in memory.
 
     Args:
-        frames: uint8 [num, T, P, H, W], event counts; P is 2, channel 0 OFF and channel 1 ON, or 1 (no polarity).
+        frames: uint8 [num, T, P, H, W]; event counts, P is 2 (channel 0 OFF, channel 1 ON) or 1 (no polarity); or
+            pictures, P is 3 (red, green, blue) or 1 (grey).
         labels: int64 [num], each in 0 .. len(class_names) - 1.
         ids: name of each recording, in the same order.
         class_names: one name a class.
@@ -27,9 +28,11 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         content_key: SHA-256 (hex) of the source's content and of everything done to it.
         saturated: number of cells of the frames whose count was clipped to 255 (of the whole loaded set).
         description: shown in the repr, for example the split.
+        static: every sample is one picture at all T time steps. Only one of the T is kept: ``frames`` then has stride 0
+            along T, and so have the batches of a :class:`FrameLoader`; do not write to them in place.
 
     Raises:
-        ArgumentError: shapes, dtypes, lengths or labels that do not fit together.
+        ArgumentError: shapes, dtypes, lengths or labels that do not fit together; ``static`` frames that differ.
     """
 
     def __init__(
@@ -44,8 +47,14 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         content_key: str,
         saturated: int = 0,
         description: str = "",
+        static: bool = False,
     ) -> None:
         _check(frames, labels, ids, len(class_names))
+        if static:
+            if frames.shape[1] > 1 and frames.stride(1) != 0 and not torch.equal(frames, _repeated(frames)):
+                raise ArgumentError("frames: static is True, but those of a sample differ from time step to time step")
+            frames = _repeated(frames)
+        self.static = static
         self.frames = frames
         self.labels = labels
         self.ids = list(ids)
@@ -93,8 +102,10 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         if outside.any():
             raise ArgumentError(f"indices must lie in 0..{len(self) - 1}, got {chosen[outside][0]}")
         picked = torch.from_numpy(chosen.astype(np.int64))
+        # Of pictures only the one frame that is there is copied.
+        frames = self.frames[:, :1] if self.static else self.frames
         return FrameDataset(
-            self.frames[picked],
+            frames[picked].expand(-1, self.T, -1, -1, -1),
             self.labels[picked],
             [self.ids[index] for index in picked.tolist()],
             class_names=self.class_names,
@@ -103,10 +114,11 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
             content_key=sha256_json({"subset_of": self.content_key, "indices": picked.tolist()}),
             saturated=self.saturated,
             description=f"{self.description}, subset" if self.description else "subset",
+            static=self.static,
         )
 
     def __repr__(self) -> str:
-        kind = "simulated" if self.simulated else "real recordings"
+        kind = "simulated" if self.simulated else "pictures" if self.static else "real recordings"
         width, height, _ = self.sensor_size
         clipped = f", {self.saturated} cells clipped at 255" if self.saturated else ""
         return (
@@ -115,9 +127,14 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         )
 
 
+def _repeated(frames: Tensor) -> Tensor:
+    """Frame 0 of every sample at all time steps, with stride 0."""
+    return frames[:, :1].expand(-1, frames.shape[1], -1, -1, -1)
+
+
 def _check(frames: Tensor, labels: Tensor, ids: Sequence[str], num_classes: int) -> None:
-    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2] not in (1, 2):
-        raise ArgumentError(f"frames must be uint8 [num, T, 1 or 2, H, W], got {frames.dtype} {list(frames.shape)}")
+    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2] not in (1, 2, 3):
+        raise ArgumentError(f"frames must be uint8 [num, T, 1 to 3, H, W], got {frames.dtype} {list(frames.shape)}")
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ArgumentError(f"labels must be int64 [num], got {labels.dtype} {list(labels.shape)}")
     if not len(frames) == len(labels) == len(ids):

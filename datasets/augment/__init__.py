@@ -15,7 +15,7 @@ from snn_core.datasets.augment.combine import Compose, Identity, OneOf, Sometime
 from snn_core.datasets.augment.counts import DropEvents, Noise, PolarityFlip
 from snn_core.datasets.augment.mix import CutMix, EventMix, Mix, one_hot
 from snn_core.datasets.augment.policies import GESTURE_MIRROR, POLICIES, event_drop, nda, policy
-from snn_core.datasets.augment.space import Affine, Crop, DropArea, Flip, Roll, Shift, SpatialJitter
+from snn_core.datasets.augment.space import Affine, Crop, DropArea, Flip, PadCrop, Roll, Shift, SpatialJitter
 from snn_core.datasets.augment.time import DropTime, TimeJitter, TimeReverse, TimeShift, TimeWarp
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Mix",
     "Noise",
     "OneOf",
+    "PadCrop",
     "PolarityFlip",
     "Roll",
     "Shift",

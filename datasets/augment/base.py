@@ -71,6 +71,10 @@ class Augmentation(ABC):
         """(W, H) of the result for frames of ``size``."""
         return size
 
+    def alike_over_time(self) -> bool:
+        """Whether all time steps of a sample are transformed alike: of T equal frames, one need be transformed."""
+        return False
+
     def apply(self, data: Data, draw: Draw) -> Data:
         """Do what was drawn.
 

@@ -25,6 +25,9 @@ class Identity(Augmentation):
     def _events(self, events: Events, draw: Draw) -> Events:
         return events
 
+    def alike_over_time(self) -> bool:
+        return True
+
     def __repr__(self) -> str:
         return "Identity()"
 
@@ -62,6 +65,9 @@ class Compose(Augmentation):
         for part in self.parts:
             size = part.output_size(size)
         return size
+
+    def alike_over_time(self) -> bool:
+        return all(part.alike_over_time() for part in self.parts)
 
     def __repr__(self) -> str:
         return f"Compose([{', '.join(map(repr, self.parts))}])"
@@ -111,6 +117,9 @@ class OneOf(Augmentation):
             labels = torch.where(choice == number, part.relabel(labels, own), labels)
         return labels
 
+    def alike_over_time(self) -> bool:
+        return all(part.alike_over_time() for part in self.choices)
+
     def __repr__(self) -> str:
         weights = "" if len(set(self.weights)) == 1 else f", weights={self.weights}"
         return f"OneOf([{', '.join(map(repr, self.choices))}]{weights})"
@@ -141,6 +150,9 @@ class Sometimes(Augmentation):
     def relabel(self, labels: Tensor, draw: Draw) -> Tensor:
         moved = self.augmentation.relabel(labels, draw.parts[0])
         return torch.where(draw.values["on"].to(labels.device), moved, labels)
+
+    def alike_over_time(self) -> bool:
+        return self.augmentation.alike_over_time()
 
 
 def _where(on: Tensor, frames: Tensor, function: Callable[[Tensor, Draw], Tensor], draw: Draw) -> Tensor:

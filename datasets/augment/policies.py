@@ -7,7 +7,7 @@ from collections.abc import Callable
 from snn_core.datasets.augment.base import Augmentation
 from snn_core.datasets.augment.combine import Compose, Identity, OneOf
 from snn_core.datasets.augment.counts import DropEvents
-from snn_core.datasets.augment.space import Affine, DropArea, Flip, Roll, Shift
+from snn_core.datasets.augment.space import Affine, DropArea, Flip, PadCrop, Roll, Shift
 from snn_core.datasets.augment.time import DropTime
 from snn_core.errors import ArgumentError
 
@@ -59,6 +59,7 @@ POLICIES: dict[str, Callable[[], Augmentation]] = {
     "cifar10-dvs": nda,
     "event-drop": event_drop,
     "shd": lambda: Shift(40),
+    "crop-flip": lambda: Compose([PadCrop(), Flip(0.5)]),
 }
 
 
@@ -75,6 +76,8 @@ def policy(name: str) -> Augmentation:
     - "event-drop": :func:`event_drop`.
     - "shd": a shift by at most 40 of the 700 channels, as a higher or lower voice. (Nowotny et al. 2022 found shifts
       of frequency to help; the amount is ours.)
+    - "crop-flip": pictures padded by an eighth of their side and cut back (:class:`PadCrop`), half of them mirrored, as
+      is usual for CIFAR-10. Not for digits.
 
     Raises:
         ArgumentError: no such name.

@@ -31,8 +31,15 @@ from snn_core.datasets.augment.base import (
 from snn_core.errors import ArgumentError
 
 
+class AlikeOverTime(Augmentation):
+    """Does the same to the frames of all time steps."""
+
+    def alike_over_time(self) -> bool:
+        return True
+
+
 @dataclass
-class Shift(Augmentation):
+class Shift(AlikeOverTime):
     """Whole pixels in x and y, at most ``pixels`` each way; what leaves is lost, what enters is 0.
 
     Of a sensor that is a line of pixels (SHD's 700 channels) the other axis stays.
@@ -63,7 +70,31 @@ class Shift(Augmentation):
 
 
 @dataclass
-class Roll(Augmentation):
+class PadCrop(Shift):
+    """Pictures padded with 0 on all sides and cut back to their size at a random place.
+
+    Args:
+        pixels: of the padding; None: an eighth of a side (4 of 32, as is usual for CIFAR-10; 2 of 16), to nearest.
+
+    Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2 (after Lee et al. 2015).
+    """
+
+    pixels: int | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.pixels is not None:
+            super().__post_init__()
+
+    def draw(self, generator: torch.Generator, count: int, size: tuple[int, int]) -> Draw:
+        values = {}
+        for name, side in zip(("dx", "dy"), size, strict=True):
+            most = self.pixels if self.pixels is not None else (side + 4) // 8
+            values[name] = integers(generator, count, -most, most)
+        return Draw(count, size, values)
+
+
+@dataclass
+class Roll(AlikeOverTime):
     """Whole pixels in x and y, at most ``pixels`` each way; what leaves enters on the other side (NDA, see ``nda``)."""
 
     pixels: int = 5
@@ -90,7 +121,7 @@ class Roll(Augmentation):
 
 
 @dataclass
-class Flip(Augmentation):
+class Flip(AlikeOverTime):
     """The mirror image, with probability ``p``.
 
     Only where the label survives it: not digits. Where the mirror image is of another class, ``classes`` says which:
@@ -126,7 +157,7 @@ class Flip(Augmentation):
 
 
 @dataclass
-class Affine(Augmentation):
+class Affine(AlikeOverTime):
     """Rotation, scale, shear and shift about the middle, each uniform within its limits.
 
     Args:
@@ -195,7 +226,7 @@ class Affine(Augmentation):
 
 
 @dataclass
-class Crop(Augmentation):
+class Crop(AlikeOverTime):
     """A window of ``width`` x ``height`` pixels at a random place; the result has its size."""
 
     width: int
@@ -224,7 +255,7 @@ class Crop(Augmentation):
 
 
 @dataclass
-class DropArea(Augmentation):
+class DropArea(AlikeOverTime):
     """Events of a rectangle are dropped ("drop by area" of EventDrop, Gu et al. 2021; cutout for a fixed ``ratio``).
 
     ``ratio``: its sides relative to the sensor's, uniform between the two. Its middle is anywhere on the sensor, and it

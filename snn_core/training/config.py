@@ -27,7 +27,16 @@ class TrainConfig(BaseModel):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross-entropy")
     augment: Literal[
-        "affine", "shift", "none", "nmnist", "dvs-gesture", "dvs-gesture-mirror", "cifar10-dvs", "event-drop", "shd"
+        "affine",
+        "shift",
+        "none",
+        "nmnist",
+        "dvs-gesture",
+        "dvs-gesture-mirror",
+        "cifar10-dvs",
+        "event-drop",
+        "shd",
+        "crop-flip",
     ] = Field("affine", description="a policy of snn_core.datasets.augment, drawn per sample")
     mix: Literal["none", "cutmix", "eventmix"] = Field(
         "none", description="half of the batches have samples mixed with others, with labels in proportion"

@@ -77,3 +77,87 @@ def test_unknown_backbone_lists_those_there_are() -> None:
 def test_wrong_frames_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ArgumentError, match="expected"):
         create("conv-snn", channels=[4])(torch.zeros(shape))
+
+
+def pictures(steps: int, *, copied: bool = False) -> torch.Tensor:
+    one = torch.randint(0, 256, (1, 5, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return one.repeat(steps, 1, 1, 1, 1) if copied else one.expand(steps, -1, -1, -1, -1)
+
+
+PICTURES = {"in_channels": 3, "input_size": (16, 16), "input_transform": "standardise", "stem_kernel": 3}
+
+
+def sides(**options: Any) -> list[int]:
+    """Of what the blocks of a network for pictures give."""
+    model = create("conv-snn", channels=(8,) * 4, **(PICTURES | {"stem_stride": 1} | options))
+    seen: list[int] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append(output.shape[-1]))
+    model(pictures(2))
+    return seen
+
+
+def test_strides_and_pools_of_every_block() -> None:
+    assert sides() == [8, 4, 2, 1]
+    assert sides(strides=(1, 2, 2, 1), pools=(1, 1, 1, 1)) == [16, 8, 4, 4]
+    assert sides(pools=(1, 2, 2, 1)) == [16, 8, 4, 4]
+    assert sides(pools=(4, 1, 1, 4)) == [4, 4, 4, 1]
+
+
+def test_pictures_are_standardised_channel_by_channel() -> None:
+    encoder = create("conv-snn", channels=[4], **PICTURES).encoder
+    x = pictures(2)
+    expected = (x / 255 - torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)) / torch.tensor(
+        [0.2470, 0.2435, 0.2616]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(encoder(x, torch.float32), expected, atol=1e-6, rtol=1e-6)
+    assert encoder(x, torch.float32).stride(0) == 0
+    own = create("conv-snn", channels=[4], **(PICTURES | {"input_mean": [0, 0.5, 1], "input_std": [1, 0.5, 0.25]}))
+    full = own.encoder(torch.full((1, 1, 3, 16, 16), 255, dtype=torch.uint8), torch.float32)
+    torch.testing.assert_close(full[0, 0, :, 0, 0], torch.tensor([1.0, 1.0, 0.0]))
+    assert not any("encoder" in key for key in own.state_dict())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("neuron", ["lif", "plif", "if"])
+def test_pictures_convolved_once_give_the_same(training: bool, neuron: str) -> None:
+    """Against T copies, which go the usual way: spikes to the last bit, gradients but for the order of sums."""
+    models = [create("conv-snn", channels=(8, 8), neuron=neuron, dropout=0.0, **PICTURES) for _ in range(2)]
+    outcomes = []
+    for model, copied in zip(models, (False, True), strict=True):
+        model.train(training)
+        logits = model.forward_steps(pictures(3, copied=copied))
+        logits.square().mean().backward()
+        outcomes.append((logits, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    assert outcomes[0][0].std() > 0
+    for name, gradient in outcomes[0][1].items():
+        torch.testing.assert_close(gradient, outcomes[1][1][name], atol=1e-6, rtol=1e-4, msg=name)
+    for buffer, other in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        assert torch.equal(buffer, other)
+
+
+def test_a_hook_on_the_first_layer_sees_all_time_steps() -> None:
+    model = create("conv-snn", channels=[4], **PICTURES)
+    seen: list[int] = []
+    model.blocks[0].conv.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    model(pictures(3))
+    assert seen == [15]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": (1,)}, "strides is"),
+        ({"strides": (1, 0)}, "strides is"),
+        ({"pools": "22"}, "pools is"),
+        ({"pools": (16, 2)}, "pools is"),
+        ({"input_mean": (0.5, 0.5)}, "input_mean must be 3 numbers"),
+        ({"input_std": (1, 1, 0)}, "input_std must be positive"),
+        ({"input_transform": "log1p", "input_std": (1, 1, 1)}, "go with input_transform 'standardise'"),
+        ({"in_channels": 1}, "input_mean must be 1 numbers.*CIFAR-10's three"),
+    ],
+)
+def test_bad_options_for_pictures(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        create("conv-snn", channels=(4, 4), **(PICTURES | options))
