@@ -15,6 +15,7 @@ from snn_core.pruning.random_nm import RandomNMPruner
 from snn_core.pruning.schedule import Schedule, schedule_at
 from snn_core.pruning.spikenm import SpikeNMPruner
 from snn_core.pruning.sr_ste import SRSTEPruner
+from snn_core.pruning.statistics import MaskStatistics, mask_statistics
 from snn_core.sparsity import NMPattern
 
 _METHODS: dict[str, type[NMPruner]] = {pruner.method: pruner for pruner in (SpikeNMPruner, SRSTEPruner, RandomNMPruner)}
@@ -56,6 +57,7 @@ def create_pruner(
 __all__ = [
     "METHODS",
     "LayerReport",
+    "MaskStatistics",
     "NMPruner",
     "PruneConfig",
     "RandomNMPruner",
@@ -63,5 +65,6 @@ __all__ = [
     "Schedule",
     "SpikeNMPruner",
     "create_pruner",
+    "mask_statistics",
     "schedule_at",
 ]

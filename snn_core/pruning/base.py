@@ -144,9 +144,11 @@ class NMPruner(ABC):
         """Bind the optimiser of the weights and the length of the run, on which the schedules depend.
 
         Raises:
-            ArgumentError: ``total_steps`` < 1 or not that of the state loaded before, ``model`` does not contain the
-                attached layers, or ``optimizer`` does not hold their weights.
+            ArgumentError: called after :meth:`finalize`, ``total_steps`` < 1 or not that of the state loaded before,
+                ``model`` does not contain the attached layers, or ``optimizer`` does not hold their weights.
         """
+        if self._finalized:
+            raise ArgumentError("pruner.begin() after finalize(): make a new pruner to prune further")
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ArgumentError(f"total_steps must be a positive integer, got {total_steps!r}")
         if self._resumed_total_steps not in (0, total_steps):
