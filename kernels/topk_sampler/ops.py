@@ -1,26 +1,22 @@
-"""The ``topk_sampler`` operators: exact hard draws and relaxed draws for their gradient.
-
-Blocks lie along the last dimension, but the work is done with positions outermost (``[M, blocks]``): with M of 4 to
-16 a reduction over the last dimension cannot use vector registers (softmax over ``[13824, 4]``: 1.19 ms, over ``[4,
-13824]``: 0.06 ms, one core). Callers that keep their tensors position-major (``x.t()`` of ``[M, blocks]``) save the
-transposition.
-"""
+"""Dispatch and the public functions of the ``topk_sampler`` operators."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from snn_core.errors import ArgumentError
-from snn_core.kernels.topk_sampler.reference import EPSILON, perturbed_key
+from snn_core.kernels.native import resolve_backend
+from snn_core.kernels.topk_sampler import columns as _columns_operators  # noqa: F401  registers them
+from snn_core.kernels.topk_sampler import reference
+from snn_core.kernels.topk_sampler.reference import perturbed_key
+from snn_core.kernels.topk_sampler.schema import COMPILED, TRITON, SampleOperators
 
-_LIBRARY = torch.library.Library("snn_core", "FRAGMENT")
-_LIBRARY.define("topk_hard(Tensor key, int n) -> Tensor")
-_LIBRARY.define("topk_relaxed(Tensor key, int n, float temperature) -> Tensor")
-_LIBRARY.define("topk_relaxed_backward(Tensor grad_soft, Tensor key, int n, float temperature) -> Tensor")
+NATIVE_DTYPES = (torch.float32,)
+#: Largest M of compiled code; beyond it plain torch serves.
+MAX_POSITIONS = 32
 
 
 class TopKSample(NamedTuple):
@@ -30,150 +26,36 @@ class TopKSample(NamedTuple):
     soft: Tensor
 
 
-def _hard_columns(key: Tensor, n: int) -> Tensor:
-    """[M, blocks] -> bool: repeated maximum, n passes instead of a sort.
-
-    The maximum is marked by ``sign(key - max) + 1``: float arithmetic all the way, because a comparison that writes
-    bool and a masked fill that reads it take 4 and 15 times as long as an addition.
-    """
-    remaining = key.clone()
-    taken = torch.zeros_like(key)
-    for _ in range(n):
-        best = (remaining - remaining.amax(dim=0)).sign_().add_(1)
-        if bool((best.sum(dim=0) != 1).any()):  # a tie: keep the first
-            best.mul_(best.cumsum(dim=0) == 1)
-        taken += best
-        remaining.add_(best, alpha=-torch.finfo(key.dtype).max)
-    return taken == 1
+def _operators(x: Tensor, backend: str) -> SampleOperators | None:
+    """Compiled code or Triton for this tensor; None for plain torch."""
+    chosen = resolve_backend(backend, x.device, x.dtype, NATIVE_DTYPES)
+    if chosen == "cuda":  # this operator has no CUDA C++: Triton where that runs
+        chosen = resolve_backend("triton" if _triton_runs(x) else "reference", x.device, x.dtype, NATIVE_DTYPES)
+    if chosen == "reference" or x.shape[-1] > MAX_POSITIONS:
+        return None
+    return TRITON if chosen == "triton" else COMPILED
 
 
-def _relaxed_columns(key: Tensor, n: int, temperature: float) -> Tensor:
-    a = key / temperature
-    soft = torch.zeros_like(a)
-    for j in range(n):
-        p = torch.softmax(a, dim=0)
-        soft += p
-        if j < n - 1:
-            a.add_(p.neg_().add_(1).clamp_(min=EPSILON).log_(), alpha=1 / temperature)
-    return soft
+def _triton_runs(x: Tensor) -> bool:
+    from snn_core.kernels.native import triton_runs_on
+
+    return triton_runs_on(x.device)
 
 
-def _relaxed_backward_columns(grad_soft: Tensor, key: Tensor, n: int, temperature: float) -> Tensor:
-    a = key / temperature
-    draws = []
-    for j in range(n):
-        p = torch.softmax(a, dim=0)
-        draws.append(p)
-        if j < n - 1:
-            a.add_((1 - p).clamp_(min=EPSILON).log_(), alpha=1 / temperature)
-    grad_a: Tensor | None = None
-    for p in reversed(draws):
-        grad_p = grad_soft
-        if grad_a is not None:
-            # d log(max(1 - p, eps)): dividing by infinity gives the 0 below the floor.
-            rest = torch.nn.functional.threshold(1 - p, EPSILON, torch.inf)
-            grad_p = grad_soft.sub(torch.div(grad_a, rest, out=rest), alpha=1 / temperature)
-        weighted = grad_p * p
-        # d softmax: p * (g - sum g p); 'weighted' is p * g already.
-        weighted.sub_(p * weighted.sum(dim=0))
-        grad_a = weighted if grad_a is None else grad_a.add_(weighted)
-    assert grad_a is not None
-    return grad_a.div_(temperature)
+def _blocks(x: Tensor | None) -> Any:
+    return None if x is None else x.reshape(-1, x.shape[-1])
 
 
-def _chunks(columns: Tensor) -> Iterator[slice]:
-    """Slices of blocks that bound the workspace of n draws, so that memory stays O(M) a block."""
-    m, blocks = columns.shape
-    step = max(1, (1 << 15 if columns.device.type == "cpu" else 1 << 26) // m)
-    for start in range(0, blocks, step):
-        yield slice(start, min(start + step, blocks))
-
-
-def _in_chunks(work: Callable[..., Tensor], columns: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """``work`` on matching chunks of ``[M, blocks]`` tensors, joined into a new contiguous one."""
-    parts = list(_chunks(columns[0]))
-    if len(parts) == 1:
-        return work(*columns)
-    result = torch.empty_like(columns[0], dtype=dtype, memory_format=torch.contiguous_format)
-    for part in parts:
-        result[:, part] = work(*(value[:, part] for value in columns))
-    return result
-
-
-def _columns(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).t()
-
-
-def _from_columns(columns: Tensor, like: Tensor) -> Tensor:
-    """[M, blocks] -> the shape of ``like``, position-major where ``like`` is."""
-    if like.ndim == 2 and like.stride(0) == 1:
-        return columns.contiguous().t()
-    return columns.t().contiguous().view(like.shape)
-
-
-def _topk_hard(key: Tensor, n: int) -> Tensor:
-    return _from_columns(_in_chunks(lambda k: _hard_columns(k, n), [_columns(key)], torch.bool), key)
-
-
-def _topk_relaxed(key: Tensor, n: int, temperature: float) -> Tensor:
-    result = _in_chunks(lambda k: _relaxed_columns(k, n, temperature), [_columns(key)], key.dtype)
-    return _from_columns(result, key)
-
-
-def _topk_relaxed_backward(grad_soft: Tensor, key: Tensor, n: int, temperature: float) -> Tensor:
-    columns = [_columns(grad_soft), _columns(key)]
-    result = _in_chunks(lambda g, k: _relaxed_backward_columns(g, k, n, temperature), columns, key.dtype)
-    return _from_columns(result, key)
-
-
-def _fake_like(key: Tensor, dtype: torch.dtype) -> Tensor:
-    if key.ndim == 2 and key.stride(0) == 1:
-        return key.new_empty((key.shape[1], key.shape[0]), dtype=dtype).t()
-    return key.new_empty(key.shape, dtype=dtype)
-
-
-_LIBRARY.impl("topk_hard", _topk_hard, "CompositeExplicitAutograd")
-_LIBRARY.impl("topk_relaxed", _topk_relaxed, "CompositeExplicitAutograd")
-_LIBRARY.impl("topk_relaxed_backward", _topk_relaxed_backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("snn_core::topk_hard", lib=_LIBRARY)
-def _topk_hard_fake(key: Tensor, n: int) -> Tensor:
-    return _fake_like(key, torch.bool)
-
-
-@torch.library.register_fake("snn_core::topk_relaxed", lib=_LIBRARY)
-def _topk_relaxed_fake(key: Tensor, n: int, temperature: float) -> Tensor:
-    return _fake_like(key, key.dtype)
-
-
-@torch.library.register_fake("snn_core::topk_relaxed_backward", lib=_LIBRARY)
-def _topk_relaxed_backward_fake(grad_soft: Tensor, key: Tensor, n: int, temperature: float) -> Tensor:
-    return _fake_like(key, key.dtype)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
-    key, ctx.n, ctx.temperature = inputs
-    ctx.save_for_backward(key)  # the draws are made again in the backward pass: nothing else is stored
-
-
-def _backward(ctx: Any, grad_soft: Tensor) -> tuple[Tensor, None, None]:
-    (key,) = ctx.saved_tensors
-    return torch.ops.snn_core.topk_relaxed_backward(grad_soft, key, ctx.n, ctx.temperature), None, None
-
-
-torch.library.register_autograd("snn_core::topk_relaxed", _backward, setup_context=_setup_context, lib=_LIBRARY)
-
-
-def hard_topk(key: Tensor, n: int) -> Tensor:
+def hard_topk(key: Tensor, n: int, *, backend: str = "auto") -> Tensor:
     """Mask of the ``n`` largest entries of each block, ties to the lower index.
 
     With ``key = logits + Gumbel noise`` this is an exact draw of n positions without replacement with probabilities
     ``softmax(logits)`` (Plackett-Luce law; Gumbel top-k, Kool et al. 2019).
 
     Args:
-        key: ``[..., M]``, floating point, finite.
+        key: ``[..., M]``, floating point, finite. Fastest position-major: ``x.t()`` of ``[M, blocks]``.
         n: how many to keep, 1 to M.
+        backend: ``auto``, ``cpp`` (CPU), ``triton`` or ``reference`` (plain torch); the first two take float32.
 
     Returns:
         bool ``[..., M]`` with exactly ``n`` true entries in every block.
@@ -183,16 +65,28 @@ def hard_topk(key: Tensor, n: int) -> Tensor:
     """
     _check(key, n)
     key = key.detach()
+    operators = _operators(key, backend)
+    if operators is not None:
+        mask, wrong = operators.sample(_blocks(key), None, n, 1.0, 0.0, 0.0, 0, 0)
+        if int(wrong) > 0:
+            _refuse_key(key)
+        return mask.view(torch.bool).view(key.shape)
     # Sums first: a twentieth of the time of isfinite over all entries, and they only ever err towards looking closer.
     if not bool(torch.isfinite(key.sum(dim=-1)).all()) and not bool(torch.isfinite(key).all()):
-        raise ArgumentError(f"key: {int((~torch.isfinite(key)).sum())} of {key.numel()} entries are not finite")
+        _refuse_key(key)
     hard: Tensor = torch.ops.snn_core.topk_hard(key, n)
     # The density is asserted, not assumed: a union of relaxed argmaxes, for one, would silently keep fewer.
     assert bool((hard.sum(dim=-1, dtype=torch.int32) == n).all()), "topk_hard kept another number than n in some block"
     return hard
 
 
-def relaxed_topk(key: Tensor, n: int, temperature: float) -> Tensor:
+def _refuse_key(key: Tensor) -> None:
+    bad = int((~torch.isfinite(key)).sum())
+    assert bad > 0, "a draw kept another number than n in some block"
+    raise ArgumentError(f"key: {bad} of {key.numel()} entries are not finite")
+
+
+def relaxed_topk(key: Tensor, n: int, temperature: float, *, backend: str = "auto") -> Tensor:
     """Sum of ``n`` relaxed draws without replacement, for the gradient of :func:`hard_topk`.
 
     See :func:`snn_core.kernels.topk_sampler.reference.relaxed_topk` for the recursion. Only ``key`` is saved for the
@@ -202,6 +96,7 @@ def relaxed_topk(key: Tensor, n: int, temperature: float) -> Tensor:
         key: ``[..., M]``, floating point.
         n: number of draws, 1 to M.
         temperature: tau > 0. At tau >= 1 successive draws nearly coincide; the masks never depend on it.
+        backend: as in :func:`hard_topk`.
 
     Returns:
         ``[..., M]``, dtype of ``key``; each block sums to ``n``.
@@ -211,18 +106,117 @@ def relaxed_topk(key: Tensor, n: int, temperature: float) -> Tensor:
     """
     _check(key, n)
     _check_temperature(temperature)
-    soft: Tensor = torch.ops.snn_core.topk_relaxed(key, n, float(temperature))
-    return soft
+    operators = _operators(key, backend)
+    if operators is not None:
+        soft = operators.soft(_blocks(key), None, n, 1.0, 0.0, 0.0, 0, 0, float(temperature))
+    else:
+        soft = torch.ops.snn_core.topk_relaxed(key, n, float(temperature))
+    result: Tensor = soft.view(key.shape)
+    return result
 
 
-def relaxed_topk_backward(grad_soft: Tensor, key: Tensor, n: int, temperature: float) -> Tensor:
+def relaxed_topk_backward(
+    grad_soft: Tensor, key: Tensor, n: int, temperature: float, *, backend: str = "auto"
+) -> Tensor:
     """Gradient of :func:`relaxed_topk` to ``key`` ``[..., M]``, for callers that have ``grad_soft`` without a graph."""
     _check(key, n)
     _check_temperature(temperature)
-    if grad_soft.shape != key.shape:
-        raise ArgumentError(f"grad_soft: expected shape {list(key.shape)} like key, got {list(grad_soft.shape)}")
-    gradient: Tensor = torch.ops.snn_core.topk_relaxed_backward(grad_soft, key, n, float(temperature))
-    return gradient
+    _check_like(grad_soft, key, "grad_soft", "key")
+    operators = _operators(key, backend)
+    if operators is not None and grad_soft.dtype == key.dtype:
+        gradient = operators.backward(
+            _blocks(grad_soft), _blocks(key), None, n, 1.0, 0.0, 0.0, 0, 0, float(temperature)
+        )
+    else:
+        gradient = torch.ops.snn_core.topk_relaxed_backward(grad_soft, key, n, float(temperature))
+    result: Tensor = gradient.view(key.shape)
+    return result
+
+
+def topk_sample(
+    logits: Tensor,
+    n: int,
+    *,
+    seed: int,
+    offset: int = 0,
+    kappa: float = 1.0,
+    anchor: Tensor | None = None,
+    rho: float = 0.0,
+    noise_scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Draw ``n`` of M positions in every block: top n of ``kappa * logits + rho * anchor + noise_scale * gumbel``.
+
+    The noise is a function of (seed, offset, block, position), made where it is used (Philox4x32-10, Salmon et al.
+    2011): the mask is the same bits on every backend, for any layout and number of threads, and nothing is stored.
+
+    Args:
+        logits: ``[..., M]``, floating point; the key is float32 at least.
+        n: positions to keep, 1 to M.
+        seed, offset: 64 bits each: the stream, and the draw in it (a training step, say).
+        kappa, anchor, rho, noise_scale: as in :func:`sample_topk`.
+        backend: as in :func:`hard_topk`.
+
+    Returns:
+        bool ``[..., M]``, exactly ``n`` true in every block.
+
+    Raises:
+        ArgumentError: an argument out of range, or a key that is not finite.
+    """
+    _check_sample(logits, n, anchor, noise_scale)
+    operators = _operators(logits, backend) if anchor is None or anchor.dtype == logits.dtype else None
+    seed, offset = _signed(seed, "seed"), _signed(offset, "offset")
+    if operators is not None:
+        mask, wrong = operators.sample(
+            _blocks(logits.detach()), _blocks(anchor), n, float(kappa), float(rho), float(noise_scale), seed, offset
+        )
+        if int(wrong) == 0:
+            return mask.view(torch.bool).view(logits.shape)
+    key = _seeded_key(logits.detach(), anchor, kappa, rho, noise_scale, seed, offset)
+    return hard_topk(key, n, backend="reference")  # or the reason why there is no draw
+
+
+def topk_sample_backward(
+    grad_mask: Tensor,
+    logits: Tensor,
+    n: int,
+    *,
+    temperature: float,
+    seed: int,
+    offset: int = 0,
+    kappa: float = 1.0,
+    anchor: Tensor | None = None,
+    rho: float = 0.0,
+    noise_scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Straight-through gradient of :func:`topk_sample` to ``logits``: that of the relaxed draws at ``temperature``.
+
+    Noise, key and draws are made again from the same arguments.
+
+    Args:
+        grad_mask: ``[..., M]``, gradient of the mask.
+        logits, n, seed, offset, kappa, anchor, rho, noise_scale, backend: as they were for the draw.
+        temperature: tau > 0.
+
+    Returns:
+        ``[..., M]``, dtype of ``logits`` (float32 for half types).
+    """
+    _check_sample(logits, n, anchor, noise_scale)
+    _check_temperature(temperature)
+    _check_like(grad_mask, logits, "grad_mask", "logits")
+    same = all(t is None or t.dtype == logits.dtype for t in (grad_mask, anchor))
+    operators = _operators(logits, backend) if same else None
+    seed, offset = _signed(seed, "seed"), _signed(offset, "offset")
+    if operators is not None:
+        gradient = operators.backward(
+            _blocks(grad_mask), _blocks(logits.detach()), _blocks(anchor), n, float(kappa), float(rho),
+            float(noise_scale), seed, offset, float(temperature),
+        )  # fmt: skip
+        result: Tensor = gradient.view(logits.shape)
+        return result
+    key = _seeded_key(logits.detach(), anchor, kappa, rho, noise_scale, seed, offset)
+    return relaxed_topk_backward(grad_mask.to(key.dtype), key, n, temperature, backend="reference") * kappa
 
 
 def gumbel_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -246,6 +240,9 @@ def sample_topk(
     kappa: float = 1.0,
     anchor: Tensor | None = None,
     rho: float = 0.0,
+    seed: int | None = None,
+    offset: int = 0,
+    backend: str = "auto",
 ) -> TopKSample:
     """Draw ``n`` of M positions in every block, with a differentiable companion.
 
@@ -257,30 +254,62 @@ def sample_topk(
             ``soft`` is rounded to the logits' type.
         n: positions to keep, 1 to M.
         temperature: tau > 0 of the relaxation; the hard draw does not depend on it.
-        generator: source of the noise, on the logits' device; needed unless ``noise_scale`` is 0.
+        generator: source of the noise, on the logits' device, with which it is stored until the backward pass. It or
+            ``seed`` is needed unless ``noise_scale`` is 0.
         noise_scale: eta >= 0. 1 gives the Plackett-Luce law of ``kappa * logits + rho * anchor``, 0 a fixed choice.
         kappa: scale of the logits.
         anchor: ``[..., M]``, usually the weight's magnitude over its standard deviation; gets no gradient.
         rho: weight of the anchor.
+        seed, offset: in place of ``generator``, noise as :func:`topk_sample` makes it, which is never stored.
+        backend: as in :func:`hard_topk`.
 
     Raises:
-        ArgumentError: an argument out of range, shapes that differ, or a missing generator.
+        ArgumentError: an argument out of range, shapes that differ, a missing generator, or generator and seed both.
     """
-    _check(logits, n)
+    _check_sample(logits, n, anchor, noise_scale)
     _check_temperature(temperature)
-    if anchor is not None and anchor.shape != logits.shape:
-        raise ArgumentError(f"anchor: expected shape {list(logits.shape)} like logits, got {list(anchor.shape)}")
-    if not noise_scale >= 0:
-        raise ArgumentError(f"noise_scale must be 0 or more, got {noise_scale}")
+    if seed is not None and generator is not None:
+        raise ArgumentError("generator and seed are both given; the noise comes from one of them")
     dtype = _key_dtype(logits.dtype)
+    anchor = None if anchor is None else anchor.detach().to(_key_dtype(anchor.dtype))
+    if seed is not None:
+        return _seeded_sample(logits, n, anchor, seed, offset, (kappa, rho, noise_scale), temperature, backend)
     noise = None
     if noise_scale > 0:
         if generator is None:
-            raise ArgumentError("generator: needed for noise_scale > 0 (randomness is always explicit)")
+            raise ArgumentError("generator: needed for noise_scale > 0 (randomness is always explicit), or a seed")
         noise = gumbel_noise(logits.shape, generator, dtype)
-    anchor = None if anchor is None else anchor.detach().to(_key_dtype(anchor.dtype))
     key = perturbed_key(logits.to(dtype), anchor, noise, kappa, rho, noise_scale)
-    return TopKSample(hard_topk(key, n), relaxed_topk(key, n, temperature).to(logits.dtype))
+    soft = relaxed_topk(key, n, temperature, backend=backend)
+    return TopKSample(hard_topk(key, n, backend=backend), soft.to(logits.dtype))
+
+
+def _seeded_sample(
+    logits: Tensor, n: int, anchor: Tensor | None, seed: int, offset: int, scales: tuple[float, float, float],
+    temperature: float, backend: str,
+) -> TopKSample:  # fmt: skip
+    kappa, rho, noise_scale = scales
+    wide = logits.to(_key_dtype(logits.dtype))
+    options: dict[str, Any] = {"seed": seed, "offset": offset, "kappa": kappa, "anchor": anchor, "rho": rho}
+    hard = topk_sample(wide, n, noise_scale=noise_scale, backend=backend, **options)
+    operators = _operators(wide, backend) if anchor is None or anchor.dtype == wide.dtype else None
+    seed, offset = _signed(seed, "seed"), _signed(offset, "offset")
+    if operators is not None:
+        soft = operators.soft(
+            _blocks(wide), _blocks(anchor), n, float(kappa), float(rho), float(noise_scale), seed, offset,
+            float(temperature),
+        )  # fmt: skip
+    else:
+        key = _seeded_key(wide, anchor, kappa, rho, noise_scale, seed, offset)
+        soft = relaxed_topk(key, n, temperature, backend="reference")
+    return TopKSample(hard, soft.view(logits.shape).to(logits.dtype))
+
+
+def _seeded_key(
+    logits: Tensor, anchor: Tensor | None, kappa: float, rho: float, noise_scale: float, seed: int, offset: int
+) -> Tensor:
+    wide = logits.to(_key_dtype(logits.dtype))
+    return reference.seeded_key(wide, anchor, kappa, rho, noise_scale, seed, offset)
 
 
 def straight_through(sample: TopKSample) -> Tensor:
@@ -288,11 +317,31 @@ def straight_through(sample: TopKSample) -> Tensor:
     return sample.hard.to(sample.soft.dtype) + (sample.soft - sample.soft.detach())
 
 
+def _signed(value: int, name: str) -> int:
+    """64 bits as the signed number that operators take."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**64:
+        raise ArgumentError(f"{name} must be an integer of 64 bits, got {value!r}")
+    return value - 2**64 if value >= 2**63 else value
+
+
 def _check(key: Tensor, n: int) -> None:
     if key.ndim < 1 or not key.is_floating_point():
         raise ArgumentError(f"key/logits: expected a floating-point tensor [..., M], got {key.dtype} {list(key.shape)}")
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= key.shape[-1]:
         raise ArgumentError(f"n must be an integer from 1 to M = {key.shape[-1]}, got {n!r}")
+
+
+def _check_like(tensor: Tensor, like: Tensor, name: str, of: str) -> None:
+    if tensor.shape != like.shape:
+        raise ArgumentError(f"{name}: expected shape {list(like.shape)} like {of}, got {list(tensor.shape)}")
+
+
+def _check_sample(logits: Tensor, n: int, anchor: Tensor | None, noise_scale: float) -> None:
+    _check(logits, n)
+    if anchor is not None:
+        _check_like(anchor, logits, "anchor", "logits")
+    if not 0 <= noise_scale < float("inf"):
+        raise ArgumentError(f"noise_scale must be 0 or more, got {noise_scale}")
 
 
 def _check_temperature(temperature: float) -> None:
