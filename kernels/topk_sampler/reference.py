@@ -26,7 +26,7 @@ def gumbel_from_uniform(uniform: Tensor) -> Tensor:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four random words (int64 tensors of 32-bit values) of four counter words, keyed by a 64-bit seed."""
+    """Philox4x32-10: four random words (int64 tensors of 32-bit values) of four counter words and a 64-bit seed."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _WORD, seed >> 32 & _WORD
     for _ in range(10):
@@ -48,7 +48,7 @@ def random_words(seed: int, offset: int, blocks: int, m: int, device: torch.devi
 
 
 def log_portable(x: Tensor) -> Tensor:
-    """Natural logarithm of positive, normal float32 numbers, the same bits on every backend; error below 1.2e-7 of it."""
+    """Logarithm of positive, normal float32 numbers, the same bits on every backend; relative error below 1.2e-7."""
     field = x.view(torch.int32).to(torch.int64) + (0x3F800000 - 0x3F3504F3)
     e = (field >> 23).to(torch.float32) - 127.0
     f = ((field & 0x7FFFFF) + 0x3F3504F3).to(torch.int32).view(torch.float32) - 1.0

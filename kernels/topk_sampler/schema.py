@@ -52,9 +52,7 @@ def _backward_fake(grad: Tensor, logits: Tensor, *arguments: Any) -> Tensor:
 
 
 def _refuse_double_backward(ctx: Any, *gradients: Any) -> Any:
-    raise RuntimeError(
-        "relaxed draws are not differentiated twice (double backward); use backend='reference' for that"
-    )
+    raise RuntimeError("relaxed draws are not differentiated twice (double backward); use backend='reference' for that")
 
 
 def define_family(suffix: str) -> SampleOperators:

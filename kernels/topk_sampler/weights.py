@@ -1,4 +1,4 @@
-"""The sampler on weights in their own layout: mask and masked weight in one pass, gradient and Adam of the logits in one.
+"""The sampler on weights in their own layout: mask and masked weight in one pass, the logits' Adam step in another.
 
 State (logits, Adam's moments, targets) is float32 ``[M, blocks]``, blocks in the order of the weight's memory: output
 channel, group of M input channels, kernel position (:func:`weight_columns`). Compiled code serves float32 weights on

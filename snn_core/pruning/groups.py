@@ -109,8 +109,21 @@ class BlockGroup:
                 raise NonFiniteError(f"layer {layer.name!r}: {what} became non-finite ({bad} values)")
 
     def part(self, columns: Tensor, layer: PrunedLayer, shape: torch.Size) -> Tensor:
-        """[M, blocks of the layer] seen as ``shape`` = [O, *kernel, in / M, M]."""
-        return columns[:, layer.columns].unflatten(1, shape[:-1]).movedim(0, -1)
+        """[M, blocks of the layer] seen as ``shape`` = [O, *kernel, in / M, M].
+
+        The blocks lie in the order of the weight's memory, [O, in / M, *kernel], as the sampler's kernels take them.
+        """
+        return columns[:, layer.columns].unflatten(1, (shape[0], shape[-2], *shape[1:-2])).movedim((0, 2), (-1, -2))
+
+    def block_rows(self, columns: Tensor, layer: PrunedLayer) -> Tensor:
+        """[M, blocks] -> a copy of the layer's part, ``[blocks, M]`` in the order of ``sparsity.to_blocks``."""
+        shape = to_blocks(layer.weight.detach(), self.pattern.m).shape
+        return self.part(columns, layer, shape).reshape(-1, self.pattern.m).contiguous()
+
+    def set_block_rows(self, columns: Tensor, layer: PrunedLayer, rows: Tensor) -> None:
+        """The inverse of :meth:`block_rows`, into ``columns``."""
+        shape = to_blocks(layer.weight.detach(), self.pattern.m).shape
+        self.part(columns, layer, shape).copy_(rows.reshape(shape))
 
 
 def group_by_pattern(layers: list[PrunedLayer]) -> list[BlockGroup]:

@@ -7,11 +7,19 @@ from math import log
 import torch
 from torch import Tensor
 
-from snn_core.kernels.topk_sampler import gumbel_noise, relaxed_topk_backward
+from snn_core.errors import NonFiniteError
+from snn_core.kernels.topk_sampler import (
+    AdamOptions,
+    KeyOptions,
+    absolute_deviation,
+    mask_weight,
+    update_logits_,
+)
 from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.eligibility import soft_targets
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.pruning.schedule import Schedule
+from snn_core.seeding import derive_seed
 
 
 class GroupSearch:
@@ -19,67 +27,108 @@ class GroupSearch:
 
     Attributes:
         logits: the basis logits.
-        key, clean: of the present training step, with and without noise; None before a forward pass.
+        exp_avg, exp_avg_sq: Adam's moments of them, and ``adam_steps`` its count.
+        drawn: whether the present training step has its masks.
         credit: running mean of EID's credits; 0 for layers that never had one. None before the first.
         targets: soft targets made of it.
     """
 
     def __init__(self, group: BlockGroup, config: PruneConfig) -> None:
         self.group, self.config = group, config
-        self.logits = group.empty().zero_().requires_grad_()
-        self.adam = torch.optim.Adam([self.logits], lr=config.logit_learning_rate, betas=(0.9, 0.99))
-        self.key: Tensor | None = None
-        self.clean: Tensor | None = None
+        self.logits, self.exp_avg, self.exp_avg_sq = (group.empty().zero_() for _ in range(3))
+        self.adam_steps = 0
         self.credit: Tensor | None = None
         self.targets: Tensor | None = None
         self._pull: Tensor | None = None
+        self._pull_of: dict[str, float] = {}
+        self._keys: dict[str, KeyOptions] = {}  # that the masks of this step were drawn with
+        self._seeds = {layer.name: derive_seed(config.seed, "spikenm", layer.name) for layer in group.layers}
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the present training step has its masks."""
+        return bool(self._keys)
+
+    def forget_step(self) -> None:
+        """Drop what belongs to one training step."""
+        self._keys = {}
 
     # ---- keys ------------------------------------------------------------------------------------------------------
 
     def clean_key(self, schedule: Schedule) -> Tensor:
-        """``kappa * logits + rho * |w| / std(|w|)``, a new tensor."""
-        key = self.logits.detach() * schedule.kappa
-        return key if self.config.rho == 0 else key.add_(self._anchor(), alpha=self.config.rho)
+        """``kappa * logits + rho * |w| / std(|w|)``, a new tensor; the deviation is that of the whole layer."""
+        key = self.logits * schedule.kappa
+        if self.config.rho > 0:
+            magnitude = self.group.gather(lambda layer: layer.weight.detach()).abs_()
+            for layer in self.group.layers:
+                key[:, layer.columns].add_(magnitude[:, layer.columns], alpha=self._rho(layer))
+        return key
 
-    def _anchor(self) -> Tensor:
-        """``|w| / std(|w|)`` of every layer; the deviation is that of the whole layer."""
-        magnitude = self.group.gather(lambda layer: layer.weight.detach()).abs_()
+    def _rho(self, layer: PrunedLayer) -> float:
+        """The factor of ``|w|`` in the key."""
+        if self.config.rho == 0:
+            return 0.0
+        deviation = absolute_deviation(layer.weight)
+        return self.config.rho / (1e-12 if deviation < 1e-12 else deviation)  # NaN stays
+
+    def draw(self, schedule: Schedule, step: int) -> None:
+        """Masks and masked weights of a training step; the noise is a function of seed, layer and step."""
         for layer in self.group.layers:
-            part = magnitude[:, layer.columns]
-            part.div_(part.std().clamp(min=1e-12))
-        return magnitude
+            options = KeyOptions(
+                self.group.pattern.n, schedule.kappa, self._rho(layer), schedule.eta, self._seeds[layer.name], step
+            )
+            layer.effective, layer.drawn = self._masked(layer, options, schedule.beta)
+            layer.effective_of, layer.effective_version = layer.weight, layer.weight._version
+            self._keys[layer.name] = options
 
-    def draw_key(self, schedule: Schedule, generator: torch.Generator) -> Tensor:
-        """The key of a training step: the clean one with fresh noise."""
-        self.clean = self.key = self.clean_key(schedule)
-        if schedule.eta > 0:
-            noise = gumbel_noise(self.clean.shape, generator, self.clean.dtype)
-            self.key = noise.mul_(schedule.eta).add_(self.clean)
-        return self.key
+    def evaluation_mask(self, layer: PrunedLayer, schedule: Schedule) -> Tensor:
+        """The top N of the noise-free key, in the weight's shape."""
+        options = KeyOptions(self.group.pattern.n, schedule.kappa, self._rho(layer))
+        return self._masked(layer, options, 0.0)[1]
+
+    def _masked(self, layer: PrunedLayer, options: KeyOptions, beta: float) -> tuple[Tensor, Tensor]:
+        logits = self._part(self.logits, layer)
+        masked, mask, wrong = mask_weight(layer.weight.detach(), logits, self.group.pattern.m, options, beta)
+        if wrong:
+            raise NonFiniteError(f"layer {layer.name!r}: the weights or logits became non-finite ({wrong} blocks)")
+        return masked, mask
 
     # ---- learning --------------------------------------------------------------------------------------------------
 
     def update_logits(self, schedule: Schedule) -> None:
-        """One step of Adam along the gradient of the loss through the relaxed draws, and EID's pull."""
-        assert self.key is not None
-        gradient = self.group.gather(mask_gradient)
-        n, temperature = self.group.pattern.n, schedule.temperature
-        gradient = relaxed_topk_backward(gradient.t(), self.key.t(), n, temperature).t()
-        gradient = gradient.mul_(schedule.kappa * (1 - schedule.beta))
-        if schedule.eid and self.targets is not None:
-            assert self.clean is not None
-            assert self._pull is not None
-            scale = schedule.kappa if self.config.eid_match == "key" else 1.0
-            pull = self._probability(self.clean).sub_(self.targets).mul_(self._pull)
-            gradient.add_(pull, alpha=self.config.eid_weight * scale)
-        self.group.check_finite(gradient, "the gradient of the logits")
-        self.logits.grad = gradient
-        self.adam.step()
-        self.logits.grad = None
+        """One step of Adam along the gradient of the loss through the relaxed draws, and EID's pull.
+
+        In the same pass the gradients of the weights get ``sr_ste_decay`` times what the masks dropped.
+        """
+        self.adam_steps += 1
+        config = self.config
+        adam = AdamOptions(config.logit_learning_rate, self.adam_steps, 0.9, 0.99)
+        eid = schedule.eid and self.targets is not None
+        slope = schedule.kappa if config.eid_match == "key" else 1.0
+        for layer in self.group.layers:
+            weight = layer.weight
+            pull = self._pull_of.get(layer.name, 0.0) if eid else 0.0
+            wrong = update_logits_(
+                (self._part(self.logits, layer), self._part(self.exp_avg, layer), self._part(self.exp_avg_sq, layer)),
+                torch.zeros_like(weight) if weight.grad is None else weight.grad,
+                weight,
+                self._keys[layer.name],
+                adam,
+                temperature=schedule.temperature,
+                scale=schedule.kappa * (1 - schedule.beta),
+                target=self._part(self.targets, layer) if pull and self.targets is not None else None,
+                pull=config.eid_weight * slope * pull,
+                pull_key=config.eid_match == "key",
+                decay=config.sr_ste_decay,
+            )
+            if wrong:
+                raise NonFiniteError(
+                    f"layer {layer.name!r}: the gradient of the logits became non-finite ({wrong} blocks)"
+                )
 
     def _probability(self, clean_key: Tensor) -> Tensor:
         """The distribution that EID pulls."""
-        return torch.softmax(clean_key if self.config.eid_match == "key" else self.logits.detach(), dim=0)
+        return torch.softmax(clean_key if self.config.eid_match == "key" else self.logits, dim=0)
 
     def update_credit(self, fresh: Tensor, seen: list[bool]) -> None:
         """Running mean of absolute credits; layers that are not ``seen`` this time keep what they have."""
@@ -101,9 +150,11 @@ class GroupSearch:
         assert self.credit is not None
         self.targets = soft_targets(self.credit, self.config.eid_temperature)
         self._pull = self.credit.new_zeros(self.group.num_blocks)
+        self._pull_of = {}
         for layer in self.group.layers:
             if bool(self._part(self.credit, layer).any()):
-                self._pull[layer.columns] = 1 / (layer.columns.stop - layer.columns.start)
+                self._pull_of[layer.name] = 1 / (layer.columns.stop - layer.columns.start)
+                self._pull[layer.columns] = self._pull_of[layer.name]
 
     def _part(self, columns: Tensor, layer: PrunedLayer) -> Tensor:
         return columns[:, layer.columns]
@@ -129,50 +180,40 @@ class GroupSearch:
 
     def state(self, frozen: bool) -> dict[str, Tensor]:
         """``<tensor>/<layer>`` -> ``[blocks, M]``; after the freeze the logits alone."""
-        columns = {"logits": self.logits.detach()}
+        columns = {"logits": self.logits}
         if not frozen:
-            adam = self.adam.state.get(self.logits, {})
-            columns |= {name: adam[name] for name in ("exp_avg", "exp_avg_sq") if name in adam}
+            if self.adam_steps > 0:
+                columns |= {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
             if self.credit is not None:
                 columns["credit"] = self.credit
         return {
-            f"{name}/{layer.name}": self._part(value, layer).t().clone(memory_format=torch.contiguous_format)
+            f"{name}/{layer.name}": self.group.block_rows(value, layer).clone()
             for name, value in columns.items()
             for layer in self.group.layers
         }
 
-    def adam_step(self) -> Tensor | None:
-        """Adam's count of steps; None before the first."""
-        adam = self.adam.state.get(self.logits)
-        return adam["step"].clone() if adam else None
-
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take back :meth:`state` and, as ``adam_step``, :meth:`adam_step`."""
-        self.logits.data.copy_(self._joined("logits", state))
-        self.key = self.clean = self.credit = self.targets = self._pull = None
+        """Take back :meth:`state` and, as ``adam_step``, ``adam_steps``."""
+        self._join("logits", state, self.logits)
+        self._keys, self._pull_of = {}, {}
+        self.credit = self.targets = self._pull = None
         first = self.group.layers[0].name
         if f"credit/{first}" in state:
-            self.credit = self._joined("credit", state)
+            self.credit = self.group.empty()
+            self._join("credit", state, self.credit)
             self.set_targets()
-        self.adam.state.clear()
+        self.adam_steps = 0
         if f"exp_avg/{first}" in state:
-            self.adam.state[self.logits] = {
-                "step": state["adam_step"].clone(),
-                "exp_avg": self._joined("exp_avg", state),
-                "exp_avg_sq": self._joined("exp_avg_sq", state),
-            }
+            self.adam_steps = int(state["adam_step"])
+            self._join("exp_avg", state, self.exp_avg)
+            self._join("exp_avg_sq", state, self.exp_avg_sq)
+        else:
+            self.exp_avg.zero_()
+            self.exp_avg_sq.zero_()
 
-    def _joined(self, name: str, state: dict[str, Tensor]) -> Tensor:
-        result = self.group.empty()
+    def _join(self, name: str, state: dict[str, Tensor], columns: Tensor) -> None:
         for layer in self.group.layers:
-            self._part(result, layer).copy_(state[f"{name}/{layer.name}"].t())
-        return result
-
-
-def mask_gradient(layer: PrunedLayer) -> Tensor:
-    """dL/dmask = w * dL/dw (straight-through), in the weight's shape."""
-    weight = layer.weight.detach()
-    return torch.zeros_like(weight) if layer.weight.grad is None else weight * layer.weight.grad
+            self.group.set_block_rows(columns, layer, state[f"{name}/{layer.name}"])
 
 
 def pull_dropped(layers: list[PrunedLayer], decay: float) -> None:

@@ -19,11 +19,10 @@ from snn_core.errors import ArgumentError, NonFiniteError
 from snn_core.pruning.base import NMPruner
 from snn_core.pruning.eligibility import CreditCapture
 from snn_core.pruning.groups import BlockGroup
-from snn_core.pruning.search import GroupSearch, mask_gradient, pull_dropped
-from snn_core.seeding import make_generator
+from snn_core.pruning.search import GroupSearch, pull_dropped
 from snn_core.sparsity import to_blocks
 
-__all__ = ["SpikeNMPruner", "mask_gradient", "pull_dropped"]
+__all__ = ["SpikeNMPruner", "pull_dropped"]
 
 
 class SpikeNMPruner(NMPruner):
@@ -51,7 +50,7 @@ class SpikeNMPruner(NMPruner):
     def logits(self) -> dict[str, Tensor]:
         """Basis logits by layer name, float32 ``[blocks, M]``, blocks in the order of ``sparsity.to_blocks``."""
         return {
-            layer.name: self._search(group).logits.detach()[:, layer.columns].t()
+            layer.name: group.block_rows(self._search(group).logits, layer)
             for group in self.groups
             for layer in group.layers
         }
@@ -61,10 +60,9 @@ class SpikeNMPruner(NMPruner):
         return self._searches[group]
 
     def _prepare(self) -> None:
-        """Logits and the noise generator, on the device where the weights are at first use."""
+        """Logits, on the device where the weights are at first use."""
         if not self._searches:
             self._searches = {group: GroupSearch(group, self.config) for group in self.groups}
-            self._generator = make_generator(self.config.seed, "spikenm", device=self.groups[0].device)
         for group, search in self._searches.items():
             if search.logits.device != group.device:
                 raise ArgumentError(
@@ -76,23 +74,33 @@ class SpikeNMPruner(NMPruner):
         return self._search(group).clean_key(self.schedule())
 
     def _training_key(self, group: BlockGroup) -> Tensor:
+        raise AssertionError("the sampler draws without a key in memory")
+
+    def _draw(self) -> None:
         schedule = self.schedule()
-        key = self._search(group).draw_key(schedule, self._generator)
+        self._prepare()
+        for search in self._searches.values():
+            search.draw(schedule, self.steps_done)
         for capture in self._captures.values():
             capture.due = schedule.eid_due
-        return key
+
+    def _evaluation_masks(self) -> dict[str, Tensor]:
+        self._prepare()
+        schedule = self.schedule()
+        search_of = {layer.name: search for group, search in self._searches.items() for layer in group.layers}
+        return {layer.name: search_of[layer.name].evaluation_mask(layer, schedule) for layer in self.layers}
 
     # ---- learning --------------------------------------------------------------------------------------------------
 
     def _before_optimizer_step(self) -> None:
         schedule = self.schedule()
-        drawn = [search for search in self._searches.values() if search.key is not None]
+        drawn = [search for search in self._searches.values() if search.drawn]
         if drawn and schedule.eid_due:
             self._update_credits()
         if self.config.logit_learning_rate > 0:
             for search in drawn:
                 search.update_logits(schedule)
-        if self.config.sr_ste_decay > 0:
+        elif self.config.sr_ste_decay > 0:
             pull_dropped(self.layers, self.config.sr_ste_decay)
 
     def _update_credits(self) -> None:
@@ -163,7 +171,7 @@ class SpikeNMPruner(NMPruner):
         super().step()
         if self.steps_done > before:
             for search in self._searches.values():
-                search.key = search.clean = None
+                search.forget_step()
             for capture in self._captures.values():
                 capture.clear()
 
@@ -176,16 +184,14 @@ class SpikeNMPruner(NMPruner):
 
     def _method_state(self) -> dict[str, Tensor]:
         self._prepare()
-        state = {"generator": self._generator.get_state()}
+        state: dict[str, Tensor] = {}
         for search in self._searches.values():
             state |= search.state(self.frozen)
-            adam_step = search.adam_step()
-            if adam_step is not None and not self.frozen:
-                state["adam_step"] = adam_step
+            if search.adam_steps > 0 and not self.frozen:
+                state["adam_step"] = torch.tensor(search.adam_steps)
         return state
 
     def _load_method_state(self, state: dict[str, Tensor]) -> None:
         self._prepare()
-        self._generator.set_state(state["generator"].cpu())
         for search in self._searches.values():
             search.load(state)

@@ -75,7 +75,7 @@ def test_the_length_is_compared_by_begin_where_that_comes_later():
         ("steps_done", torch.tensor([1, 2])),
         ("mask/0", torch.ones(3, dtype=torch.bool)),
         ("mask/0", torch.ones(4, 8)),
-        ("generator", torch.zeros(3)),
+        ("logits/0", torch.zeros(3)),
     ],
 )
 @pytest.mark.parametrize("total_steps", [STEPS, None])
