@@ -1,7 +1,6 @@
-"""One pattern a layer: which layer gets which, training, resume, files; and what masks look like."""
+"""One pattern a layer: which layer gets which, training, resume, files; and the figures of an epoch."""
 
 import copy
-from math import log2
 
 import pytest
 import torch
@@ -10,9 +9,8 @@ from torch import nn
 
 from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.pruning import PruneConfig, SpikeNMPruner, create_pruner
-from snn_core.pruning.statistics import flipped_fraction, mask_statistics
 from snn_core.seeding import seeded
-from snn_core.sparsity import check_nm, load_compressed, nm_mask_by_magnitude, save_compressed, to_blocks
+from snn_core.sparsity import check_nm, load_compressed, nm_mask_by_magnitude, save_compressed
 
 STEPS = 8
 PATTERNS = {"2": "1:8", "4": "dense", "6": "1:16"}
@@ -138,41 +136,6 @@ def test_logits_and_keys_of_a_layer_do_not_depend_on_its_group():
 # ---- statistics ------------------------------------------------------------------------------------------------------
 
 
-def test_statistics_of_masks_written_out_by_hand():
-    rows = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1]], dtype=torch.bool)
-    statistics = mask_statistics(rows, "2:4")
-    assert statistics.pattern_entropy == pytest.approx(1.5)  # frequencies 1/2, 1/4, 1/4
-    assert statistics.max_pattern_entropy == 2.0  # four blocks, fewer than the six patterns
-    assert statistics.position_frequency == [0.5, 0.75, 0.25, 0.5]
-    assert statistics.kept == 0.5
-    same = mask_statistics(rows[:1].expand(64, 4), "2:4")
-    assert (same.pattern_entropy, same.max_pattern_entropy) == (0.0, pytest.approx(log2(6)))
-
-
-@pytest.mark.parametrize("pattern", ["1:4", "2:8", "4:64", "1:128"])
-def test_statistics_of_random_convolution_masks(pattern):
-    n, m = (int(part) for part in pattern.split(":"))
-    key = torch.rand(8, 128, 3, 3, generator=torch.Generator().manual_seed(0))
-    mask = nm_mask_by_magnitude(key, pattern)
-    statistics = mask_statistics(mask, pattern)
-    blocks = to_blocks(mask, m).reshape(-1, m).tolist()
-    counts = {tuple(block): 0 for block in blocks}
-    for block in blocks:
-        counts[tuple(block)] += 1
-    entropy = -sum(count / len(blocks) * log2(count / len(blocks)) for count in counts.values())
-    assert statistics.pattern_entropy == pytest.approx(entropy)
-    assert 0 < statistics.pattern_entropy <= statistics.max_pattern_entropy
-    assert sum(statistics.position_frequency) == pytest.approx(n)
-    assert statistics.kept == pytest.approx(n / m)
-
-
-def test_statistics_refuse_what_is_no_mask():
-    with pytest.raises(ArgumentError, match="mask: expected bool"):
-        mask_statistics(torch.rand(4, 4), "2:4")
-    with pytest.raises(ArgumentError, match="multiple of 8"):
-        mask_statistics(torch.rand(4, 4) > 0.5, "2:8")
-
-
 def test_metrics_count_flips_since_the_last_call_and_the_entropy_of_draws():
     config = CONFIG.model_copy(update={"logit_learning_rate": 0.3, "layer_patterns": {}})
     model, optimizer, pruner = start(config)
@@ -191,8 +154,3 @@ def test_metrics_count_flips_since_the_last_call_and_the_entropy_of_draws():
     assert pruner.metrics()["flips"] == 0.0
     train(model, optimizer, pruner, range(4, STEPS))
     assert set(pruner.metrics()) == {"kept", "flips"}
-
-
-def test_flipped_fraction():
-    a, b = {"x": torch.tensor([True, False])}, {"x": torch.tensor([True, True])}
-    assert flipped_fraction(a, b) == 0.5
