@@ -111,16 +111,22 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def run_cells(
-    cells: list[Cell], work: Callable[[Cell], Cell], folder: Path, processes: int, fresh: bool = False
+    cells: list[Cell],
+    work: Callable[[Cell], Cell],
+    folder: Path,
+    processes: int,
+    fresh: bool = False,
+    describe: Callable[[Cell], str] = str,
 ) -> list[Cell]:
     """Run the cells in other processes with one torch thread each; finished ones are kept in ``folder``, not rerun.
 
     Args:
         cells: JSON-serialisable descriptions; ``work(cell)`` returns the result.
         folder: one small file a finished cell, so that an interrupted grid goes on where it stopped.
-        processes: how many at once.
+        processes: how many at once; 0: in this process, one after the other.
         fresh: a new process for every cell, one at a time; one that is killed (out of memory) gets the result
             ``{"failed": ...}`` and does not end the others.
+        describe: what is printed of a finished cell.
 
     Returns:
         ``cell | {"result": ...}`` in the order of ``cells``.
@@ -135,7 +141,7 @@ def run_cells(
 
     def report(number: int, cell: Cell) -> None:
         left = (time.perf_counter() - started) / number * (len(todo) - number)
-        print(f"{number}/{len(todo)} {cell}; about {left / 60:.0f} min left", flush=True)
+        print(f"{number}/{len(todo)} {describe(cell)}; about {left / 60:.0f} min left", flush=True)
 
     if fresh:
         for number, (cell, file) in enumerate(todo, 1):
@@ -145,11 +151,21 @@ def run_cells(
             if not file.is_file():
                 failed[file] = cell | {"result": {"failed": f"the process ended with exit code {child.exitcode}"}}
             report(number, cell)
+    elif processes == 0:
+        _one_thread()
+        for number, (cell, _) in enumerate(todo, 1):
+            report(number, _Keeper(work, folder)(cell))
     elif todo:
         with context.Pool(processes, initializer=_one_thread) as pool:
             for number, cell in enumerate(pool.imap_unordered(_Keeper(work, folder), [cell for cell, _ in todo]), 1):
                 report(number, cell)
     return [failed[file] if file in failed else json.loads(file.read_text()) for file in files]
+
+
+def finished_cells(folder: Path, cells: list[Cell]) -> list[Cell]:
+    """``cell | {"result": ...}`` of those that were finished in ``folder``, in the order of ``cells``."""
+    files = [_cell_file(folder, cell) for cell in cells]
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
 
 
 class _Keeper:

@@ -1,128 +1,215 @@
-"""N:M pruning from scratch against its comparisons on N-MNIST recordings: methods x patterns x seeds x folds.
+"""N:M pruning from scratch against its comparisons: method x pattern x seed, on one or several studies.
 
-Every method sees the same seeds, folds and order of data. Fold ``test`` trains on the whole training split and tests on
-the official test recordings; the numbered folds are cross-validation on the training split. Interrupt it at will:
-finished cells are kept.
+    python benchmarks/pruning.py --studies cifar10-small --processes 2
+    python benchmarks/pruning.py --studies nmnist --methods dense spikenm sr-ste --patterns 2:4 1:16 --seeds 3
+    python benchmarks/pruning.py --studies cifar10-small --tuning 5 --set methods.spikenm.eta=0.15 --work runs/tuning
+    python benchmarks/pruning.py --studies cifar10-small --agreement-runs 4 --methods spikenm spikenm/no-eid sr-ste
+    python benchmarks/pruning.py --show cifar10-small
+
+Studies (pruning_studies.py): nmnist, cifar10-small, motion-sim, nmnist-sim, cifar10-gpu, dvs-gesture, cifar10-dvs,
+digits. Methods: dense, those of snn_core.pruning.METHODS, and ablations of SpikeNM as "spikenm/no-eid". Every method
+sees the same seeds, initial weights, samples and order of data. Interrupt it at will: finished runs are kept, runs are
+made seed by seed, and --report makes the tables of what is there. Data lie in $SNN_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import functools
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from common import Cell, add_json_option, code_version, run_cells, summary, write_result
+from common import RESULTS, Cell, code_version, finished_cells, run_cells, write_result
+from pruning_report import plot, show
+from pruning_run import data_facts, free_data, load_masks, mask_file, new_network, new_pruner, run, whole_split
+from pruning_statistics import agreement, tabulate
+from pruning_studies import ABLATIONS, STUDIES, Study, get_study
 
-from snn_core.backbones import create
-from snn_core.datasets import load_frames, stratified_folds
-from snn_core.files import sha256_json
-from snn_core.pruning import METHODS, PruneConfig, create_pruner
-from snn_core.sparsity import check_nm
-from snn_core.training import TrainConfig, evaluate_accuracy, train_classifier
+from snn_core.errors import ArgumentError, DataError, InterruptedRunError
+from snn_core.pruning import METHODS
 
-FOLDS = 5
-
-
-def run(cell: Cell) -> Cell:
-    """Train one network and test it at its last epoch."""
-    train_set = load_frames(cell["data"], "train", T=cell["T"], quiet=True)
-    if cell["fold"] == "test":
-        test_set = load_frames(cell["data"], "test", T=cell["T"], quiet=True)
-    else:
-        train_part, test_part = stratified_folds(train_set.labels, FOLDS, seed=0)[cell["fold"]]
-        train_set, test_set = train_set.subset(train_part), train_set.subset(test_part)
-    model = create("conv-snn", seed=cell["seed"], channels=cell["channels"])
-    hooks = []
-    if cell["method"] != "dense":
-        hooks = [create_pruner(cell["method"], model, PruneConfig(pattern=cell["pattern"], seed=cell["seed"]))]
-    config = TrainConfig(seed=cell["seed"], epochs=cell["epochs"])
-    outcome = train_classifier(model, train_set, config, hooks=hooks, quiet=True)
-    result: dict[str, Any] = {"accuracy": evaluate_accuracy(model, test_set), "seconds": outcome.seconds}
-    for hook in hooks:
-        weights = {name: model.get_parameter(f"{name}.weight") for name in hook.patterns}
-        result["blocks_over_pattern"] = sum(check_nm(weight, cell["pattern"]) for weight in weights.values())
-        result["kept"] = sum(int((weight != 0).sum()) for weight in weights.values())
-        result["weights"] = sum(weight.numel() for weight in weights.values())
-    return result
+#: Of a cell, what all cells of a method share.
+_SHARED = ("settings", "code", "study", "data", "tuning", "keep_masks")
+#: Runs of an agreement differ from those of the comparison in all but their initial weights and samples.
+AGREEMENT_SEEDS = 10_000
 
 
-def tabulate(finished: list[Cell]) -> list[dict[str, Any]]:
-    """Per method and pattern: accuracy over folds (averaged within each seed), on the test split, against dense."""
-    groups: dict[tuple[str, str], dict[tuple[int, Any], Cell]] = {}
-    for cell in finished:
-        groups.setdefault((cell["method"], cell["pattern"]), {})[cell["seed"], cell["fold"]] = cell["result"]
-    dense = groups.get(("dense", "-"), {})
-    rows = []
-    for (method, pattern), cells in groups.items():
-        seeds = sorted({seed for seed, _ in cells})
-        folds = [key for key in cells if key[1] != "test"]
-        row: dict[str, Any] = {"method": method, "pattern": pattern, "seeds": seeds}
-        if folds:
-            means = [statistics.fmean(cells[key]["accuracy"] for key in folds if key[0] == seed) for seed in seeds]
-            row["cross_validation"] = summary(means)
-            paired = [cells[key]["accuracy"] - dense[key]["accuracy"] for key in folds if key in dense]
-            if paired and method != "dense":
-                row["minus_dense"] = summary(paired)
-        tests = [cell["accuracy"] for (_, fold), cell in cells.items() if fold == "test"]
-        if tests:
-            row["test"] = summary(tests)
-        row["seconds"] = statistics.median(cell["seconds"] for cell in cells.values())
-        row["blocks_over_pattern"] = sum(cell.get("blocks_over_pattern", 0) for cell in cells.values())
-        if "kept" in next(iter(cells.values())):
-            row["kept_fraction"] = statistics.fmean(cell["kept"] / cell["weights"] for cell in cells.values())
-        rows.append(row)
-    return rows
+def grid(study: Study, methods: list[str], seeds: list[int], code: str) -> list[Cell]:
+    """The runs of a comparison: for each seed and fold, dense and then pattern by pattern all methods."""
+    cells = []
+    for seed in seeds:
+        for fold in study.fold_names(seed):
+            for pattern in ("-", *study.patterns):
+                for method in methods:
+                    if (method == "dense") == (pattern == "-"):
+                        cells.append(_cell(study, method, pattern, seed, seed, fold, code))
+    return cells
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print the table."""
-    titles = f"{'5-fold accuracy':>17} {'minus dense':>17} {'test':>15} {'over N:M':>8} {'s/run':>6}"
-    print(f"{'method':10} {'pattern':>7} {titles}")
-    for row in rows:
-        parts = [
-            f"{row[key]['mean']:.4f} ± {row[key]['std']:.4f}" if key in row else "-"
-            for key in ("cross_validation", "minus_dense", "test")
-        ]
-        print(
-            f"{row['method']:10} {row['pattern']:>7} {parts[0]:>17} {parts[1]:>17} {parts[2]:>15} "
-            f"{row['blocks_over_pattern']:8d} {row['seconds']:6.1f}"
-        )
-
-
-def main() -> None:
-    """Run the grid and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="nmnist")
-    parser.add_argument("--methods", nargs="+", default=["dense", *METHODS])
-    parser.add_argument("--patterns", nargs="+", default=["2:4"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folds", nargs="+", default=[*map(str, range(FOLDS)), "test"])
-    parser.add_argument("--time-steps", type=int, default=3)
-    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 64])
-    parser.add_argument("--epochs", type=int, default=TrainConfig().epochs)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-pruning"), help="finished cells")
-    add_json_option(parser, "pruning_nmnist.json")
-    arguments = parser.parse_args()
-    settings = {"train": TrainConfig().model_dump(), "prune": PruneConfig().model_dump(mode="json")}
-    base = {
-        "data": arguments.data, "T": arguments.time_steps, "channels": arguments.channels, "epochs": arguments.epochs,
-        "settings": sha256_json(settings)[:12],  # a cell of other defaults, or other code, is another cell
-        "code": code_version(),
-    }  # fmt: skip
-    cells = [
-        base | {"method": method, "pattern": pattern, "seed": seed, "fold": "test" if fold == "test" else int(fold)}
-        for seed in arguments.seeds
-        for fold in arguments.folds
-        for method in arguments.methods
-        for pattern in (["-"] if method == "dense" else arguments.patterns)
+def agreement_grid(study: Study, methods: list[str], seeds: list[int], runs: int, code: str) -> list[Cell]:
+    """For the agreement of masks: ``runs`` runs from the initial weights of each seed, with seeds of their own."""
+    pruned = [(pattern, method) for pattern in study.patterns for method in methods if method != "dense"]
+    return [
+        _cell(study, method, pattern, AGREEMENT_SEEDS + 100 * init + number, init, study.fold_names(init)[-1], code)
+        | {"keep_masks": True}
+        for init in seeds
+        for number in range(runs)
+        for pattern, method in pruned
     ]
-    finished = run_cells(cells, run, arguments.work, arguments.processes)
+
+
+def _cell(study: Study, method: str, pattern: str, seed: int, init: int, fold: int | str, code: str) -> Cell:
+    return {
+        "study": study.name, "method": method, "pattern": pattern, "seed": seed, "init": init, "fold": fold,
+        "tuning": init < study.first_seed, "keep_masks": False, "settings": study.cell_settings(method), "code": code,
+    }  # fmt: skip
+
+
+def possible(cells: list[Cell]) -> tuple[list[Cell], dict[str, str]]:
+    """The cells whose method can do their pattern on their network, and why the others cannot.
+
+    An ablation that changes nothing (what it takes away is off) is left out, too.
+    """
+    reasons: dict[tuple[str, str], str] = {}
+    seen: set[tuple[str, str]] = set()
+    for cell in cells:
+        key = (cell["method"], cell["pattern"])
+        if key in seen or cell["method"] == "dense":
+            continue
+        seen.add(key)
+        base = next((c for c in cells if c["method"] == "spikenm"), None)
+        if "/" in cell["method"] and base is not None and base["settings"] == cell["settings"]:
+            reasons[key] = "the same settings as spikenm"
+            continue
+        try:
+            new_pruner(cell, new_network(cell["settings"], whole_split(cell["settings"], "train"), 0))
+        except ArgumentError as error:
+            reasons[key] = str(error)
+    left_out = {" ".join(key): reason for key, reason in reasons.items()}
+    return [cell for cell in cells if (cell["method"], cell["pattern"]) not in reasons], left_out
+
+
+def agreements(folder: Path, finished: list[Cell]) -> list[dict[str, Any]]:
+    """Agreement of the masks of every method and pattern."""
+    groups: dict[tuple[str, str], dict[int, list[Any]]] = {}
+    for cell in finished:
+        described = {name: value for name, value in cell.items() if name != "result"}
+        if "accuracy" in cell["result"] and mask_file(folder, described).is_file():
+            runs = groups.setdefault((cell["method"], cell["pattern"]), {}).setdefault(cell["init"], [])
+            runs.append(load_masks(mask_file(folder, described)))
+    return [{"method": method, "pattern": pattern} | agreement(masks) for (method, pattern), masks in groups.items()]
+
+
+def compact(cell: Cell) -> Cell:
+    """Without what all cells of a method share."""
+    return {name: value for name, value in cell.items() if name not in _SHARED}
+
+
+def make_study(study: Study, arguments: argparse.Namespace) -> bool:
+    """Run what is missing of a study, write its JSON, tables and plots. False: it was interrupted."""
+    first, count = study.first_seed, arguments.seeds or study.seeds
+    seeds = list(range(arguments.tuning)) if arguments.tuning else list(range(first, first + count))
+    code = arguments.code or code_version()
+    methods = list(dict.fromkeys(arguments.methods))
+    settings = study.cell_settings("dense")
+    facts = data_facts(settings)
+    cells, more = grid(study, methods, seeds, code), []
+    if arguments.agreement_runs:
+        more = agreement_grid(study, methods, seeds[: arguments.agreement_inits], arguments.agreement_runs, code)
+    for cell in (*cells, *more):
+        cell["data"] = [facts[split]["content_key"][:16] for split in facts]
+    cells, left_out = possible(cells)
+    more = [cell for cell in more if f"{cell['method']} {cell['pattern']}" not in left_out]
+    free_data()  # the workers load their own
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    folder, whole = arguments.work / study.name, True
+    if not arguments.report:
+        try:
+            work = functools.partial(run, folder)
+            run_cells([*cells, *more], work, folder, arguments.processes, describe=_described)
+        except (KeyboardInterrupt, InterruptedRunError):
+            whole = False
+            print("interrupted; the same command goes on, --report shows what is there", file=sys.stderr)
+    finished, agreed = finished_cells(folder, cells), finished_cells(folder, more)
     rows = tabulate(finished)
-    show(rows)
-    write_result(arguments.json, {"settings": settings, "rows": rows, "cells": finished})
+    body = {
+        "study": json.loads(json.dumps(vars(study))),
+        "about": {
+            "pair": "one seed (and fold): the same initial weights, samples and order of data for every method",
+            "first_reported_seed": first,
+            "tuning": bool(arguments.tuning),
+            "finished": f"{len(finished) + len(agreed)} of {len(cells) + len(more)} runs",
+            "code": code,
+        },
+        "data": facts,
+        "settings": {method: study.cell_settings(method) for method in methods},
+        "left_out": left_out,
+        "failed": [compact(cell) for cell in (*finished, *agreed) if "failed" in cell["result"]],
+        "rows": rows,
+        "agreement": agreements(folder, agreed),
+        "cells": [compact(cell) for cell in (*finished, *agreed)],
+    }
+    show(study.name, body)
+    name = f"pruning_{study.name.replace('-', '_')}{'_tuning' if arguments.tuning else ''}"
+    write_result(arguments.results / f"{name}.json", body)
+    if not arguments.no_plots:
+        plot(arguments.results, name, body)
+    return whole
+
+
+def _described(cell: Cell) -> str:
+    init = "" if cell["init"] == cell["seed"] else f" from {cell['init']}"
+    return f"{cell['method']} {cell['pattern']}, seed {cell['seed']}{init}, {cell['fold']}"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; unknown methods end it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ["dense", *METHODS, *(f"spikenm/{name}" for name in ABLATIONS)]
+    parser.add_argument("--studies", nargs="+", default=["nmnist"], help=f"{', '.join(STUDIES)}, or JSON files")
+    parser.add_argument("--methods", nargs="+", choices=known, default=["dense", *METHODS], metavar="METHOD",
+                        help=f"of {', '.join(known)}")  # fmt: skip
+    parser.add_argument("--patterns", nargs="+", help="N:M, instead of the study's")
+    parser.add_argument("--seeds", type=int, default=0, help="how many, instead of the study's")
+    parser.add_argument("--tuning", type=int, default=0, metavar="COUNT",
+                        help="seeds 0 .. COUNT - 1 instead, on the validation part: for choosing settings")  # fmt: skip
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change a study, e.g. train.epochs=5")
+    parser.add_argument(
+        "--agreement-runs", type=int, default=0, help="runs from the same weights, for masks' agreement"
+    )
+    parser.add_argument("--agreement-inits", type=int, default=2, help="initial weights for that")
+    parser.add_argument("--processes", type=int, default=2, help="runs at once, one thread each; 0: in this process")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what is finished")
+    parser.add_argument("--code", help="name of the code that kept runs belong to; default: a hash of all sources")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-pruning"), help="finished runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files and plots")
+    parser.add_argument("--no-plots", action="store_true")
+    parser.add_argument("--show", metavar="STUDY", help="print a study as JSON and end")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Make the studies, one after the other. 0; 1 where data are missing; 130 after an interrupt."""
+    arguments = parse_arguments()
+    if arguments.show:
+        print(json.dumps(vars(get_study(arguments.show)), indent=2))
+        return 0
+    code = 0
+    studies = [get_study(name).changed(arguments.set) for name in arguments.studies]
+    if arguments.patterns:
+        studies = [study.changed([f"patterns={json.dumps(arguments.patterns)}"]) for study in studies]
+    for study in studies:
+        try:
+            if not make_study(study, arguments):
+                return 130
+        except DataError as error:
+            print(f"left out: {study.name}: {error}", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -41,9 +41,9 @@ def pruning(result: dict[str, Any]) -> str:
         [
             row["method"],
             row["pattern"],
-            _percent(row["cross_validation"]),
+            _percent(row["accuracy"] if "accuracy" in row else row["cross_validation"]),
             _percent(row["minus_dense"], sign=True) if "minus_dense" in row else "",
-            _percent(row["test"]),
+            _percent(row["test"]) if "test" in row else "",
             str(row["blocks_over_pattern"]) if row["method"] != "dense" else "",
         ]
         for row in result["rows"]

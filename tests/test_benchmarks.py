@@ -262,21 +262,6 @@ def test_readme_tables() -> None:
     run_in_benchmarks(program)
 
 
-def test_pruning_benchmark_keeps_finished_cells(tmp_path: Path) -> None:
-    command = [
-        "benchmarks/pruning.py", "--data", "digits-dvs", "--methods", "dense", "spikenm", "--folds", "0",
-        "--seeds", "0", "--epochs", "1", "--channels", "4", "8", "8", "--processes", "1", "--work", tmp_path / "work",
-        "--json", tmp_path / "p.json",
-    ]  # fmt: skip
-    run(*command)
-    first = json.loads((tmp_path / "p.json").read_text())
-    assert [row["method"] for row in first["rows"]] == ["dense", "spikenm"]
-    assert first["rows"][1]["blocks_over_pattern"] == 0
-    assert first["rows"][1]["kept_fraction"] <= 0.5
-    assert "2 finished before" in run(*command)
-    assert json.loads((tmp_path / "p.json").read_text())["rows"] == first["rows"]
-
-
 def test_inference_benchmark(tmp_path: Path) -> None:
     command = [
         "benchmarks/inference.py", "--networks", "conv-snn", "--batches", "1", "--quick", "--threads", "1", "--repeats",
