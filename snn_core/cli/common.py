@@ -20,6 +20,7 @@ from snn_core.cli.config import CONFIG_FILE, RunConfig, build_config, read_confi
 from snn_core.datasets import FrameDataset, load_frames, open_source, stratified_folds
 from snn_core.errors import ArgumentError, CheckpointError, StorageError
 from snn_core.files import write_json
+from snn_core.reports.machine import describe_machine
 from snn_core.training.loop import STATE_FILE
 
 RESULT_FILE = "result.json"
@@ -64,7 +65,8 @@ class Job:
         """Write ``result.json`` and show the result: JSON for machines, else ``table``."""
         settings = {"seed": self.config.seed, "config": self.config.model_dump(mode="json"), "device": self.device}
         start = {"command": self.command, "version": snn_core.__version__, "output": str(self.output)}
-        result = start | settings | result
+        where = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": describe_machine()}
+        result = start | where | settings | result
         write_json(self.output / RESULT_FILE, result)
         show(result, table, self.as_json)
 

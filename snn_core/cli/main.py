@@ -6,6 +6,7 @@ values; 7 storage; 130 interrupted; 1 anything else of ours. A bug keeps its tra
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import typer
@@ -36,6 +37,7 @@ def _root(
     pass
 
 
+@functools.cache  # run() may be called again in one process
 def _register() -> None:
     from snn_core.cli.data import app as data
     from snn_core.cli.demo import demo
@@ -44,9 +46,10 @@ def _register() -> None:
     from snn_core.cli.evaluate import evaluate
     from snn_core.cli.events import app as events
     from snn_core.cli.prune import prune
+    from snn_core.cli.report import report
     from snn_core.cli.train import train
 
-    for command in (train, prune, distill, evaluate, doctor, demo):
+    for command in (train, prune, distill, evaluate, report, doctor, demo):
         app.command()(command)
     app.add_typer(data)
     app.add_typer(events)

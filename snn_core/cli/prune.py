@@ -71,6 +71,9 @@ def _layer(model: torch.nn.Module, item: Any) -> dict[str, Any]:
     weight = model.get_parameter(f"{item.name}.weight")
     return {
         "name": item.name,
+        "kind": item.kind,
+        "shape": list(weight.shape),
+        "pattern": item.pattern,
         "state": item.state,
         "reason": item.reason,
         "weights": weight.numel(),

@@ -8,7 +8,10 @@ import typer
 
 from snn_core.backbones import create
 from snn_core.cli import common
+from snn_core.reports import measure_energy
 from snn_core.training import evaluate_accuracy, save_checkpoint, train_classifier
+
+MODEL_FILE = "model.safetensors"
 
 
 def train(
@@ -42,12 +45,14 @@ def train(
         "seconds": result.seconds,
         "history": result.history,
     }
-    save_checkpoint(job.output / "model.safetensors", model, {key: report[key] for key in ("data", "accuracy")})
+    save_checkpoint(job.output / MODEL_FILE, model, {key: report[key] for key in ("data", "accuracy")})
+    report["dense_bytes"] = (job.output / MODEL_FILE).stat().st_size
+    report["energy"] = measure_energy(model, test_set).as_dict()
     rows = [
         ["data", str(train_set.name)],
         ["samples, training / test", f"{len(train_set)} / {len(test_set)}"],
         ["test accuracy", f"{accuracy:.4f}"],
         ["training", f"{result.seconds:.1f} s"],
-        ["model", str(job.output / "model.safetensors")],
+        ["model", str(job.output / MODEL_FILE)],
     ]
     job.finish(report, common.make_table("Dense spiking network", ["", "value"], rows))

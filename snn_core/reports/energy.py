@@ -42,6 +42,8 @@ class LayerEnergy:
         kept: fraction of non-zero weights.
         acs: accumulations (SynOps), 0 for a layer that counts as MACs.
         macs: multiplications with accumulation, ``dense_macs * kept`` or 0.
+        neuron: name of the neuron that the layer's output goes to, None where there is none (a read-out): the first
+            one called after the layer, in the first batch, whose input has the layer's channels.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LayerEnergy:
     kept: float
     acs: float
     macs: float
+    neuron: str | None = None
 
     @property
     def energy_picojoule(self) -> float:
@@ -125,8 +128,13 @@ class _Measurement:
 
     layers: dict[str, _Tally] = field(default_factory=dict)
     spikes: dict[str, list[float]] = field(default_factory=dict)
+    neurons: dict[str, str] = field(default_factory=dict)
+    #: Layers called whose neuron is still to come, with their output channels; None once all is known.
+    waiting: dict[str, int] | None = field(default_factory=dict)
 
     def before_layer(self, name: str, module: Any, args: tuple[Any, ...]) -> None:
+        if name in self.layers:  # the second batch, or the second step of a model that is called step by step
+            self.waiting = None
         tally = self.layers.setdefault(name, _Tally())
         x, weight = args[0], module.weight
         active = int(torch.count_nonzero(x))
@@ -138,9 +146,15 @@ class _Measurement:
 
     def after_layer(self, name: str, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         self.layers[name].macs += output.numel() * (self.layers[name].size // module.weight.shape[0])
+        if self.waiting is not None:
+            self.waiting[name] = module.weight.shape[0]
 
     def after_neuron(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
+            waiting = self.waiting or {}
+            for layer in [layer for layer, channels in waiting.items() if channels in output.shape[1:]]:
+                self.neurons[layer] = name
+                del waiting[layer]
             sums = self.spikes.setdefault(name, [0.0, 0.0])
             sums[0] += float(output.sum(dtype=torch.float64))
             sums[1] += output.numel()
@@ -205,7 +219,10 @@ def measure_energy(
         raise ArgumentError("batches: no sample to measure")
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     return EnergyReport(
-        layers=[_layer(name, kinds[name], tally, samples) for name, tally in measurement.layers.items()],
+        layers=[
+            _layer(name, kinds[name], tally, samples, measurement.neurons.get(name))
+            for name, tally in measurement.layers.items()
+        ],
         firing_rates={name: total / count for name, (total, count) in measurement.spikes.items() if count},
         samples=samples,
         connections=sum(tally.size for tally in measurement.layers.values()),
@@ -223,11 +240,11 @@ def _reset_neurons(model: nn.Module) -> None:
             reset()
 
 
-def _layer(name: str, kind: str, tally: _Tally, samples: int) -> LayerEnergy:
+def _layer(name: str, kind: str, tally: _Tally, samples: int, neuron: str | None) -> LayerEnergy:
     dense_macs, kept = tally.macs / samples, tally.kept / max(1, tally.size)
     rate = tally.active / max(1, tally.inputs)
     acs, macs = (dense_macs * rate * kept, 0.0) if tally.binary else (0.0, dense_macs * kept)
-    return LayerEnergy(name, kind, dense_macs, rate, tally.binary, kept, acs, macs)
+    return LayerEnergy(name, kind, dense_macs, rate, tally.binary, kept, acs, macs, neuron)
 
 
 def _inputs(batches: Any, batch_size: int, device: torch.device) -> Iterator[Any]:
