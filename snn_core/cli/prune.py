@@ -10,19 +10,20 @@ import typer
 
 from snn_core.backbones import create
 from snn_core.cli import common
-from snn_core.pruning import create_pruner
+from snn_core.pruning import METHODS, create_pruner
 from snn_core.reports import measure_energy
 from snn_core.sparsity import check_nm, load_compressed, save_compressed
 from snn_core.training import evaluate_accuracy, predict_logits, save_checkpoint, train_classifier
 
 DENSE_FILE, COMPRESSED_FILE = "model.safetensors", "compressed.safetensors"
+METHOD_HELP = f"spikenm, or a comparison: {', '.join(METHODS[1:])} (magnitude has no blocks: nothing to compress)."
 
 
 def prune(
     data: common.DataOption = None,
     config: common.ConfigOption = None,
     pattern: Annotated[str | None, typer.Option(help="N:M, at most N non-zeros in each block of M weights.")] = None,
-    method: Annotated[str | None, typer.Option(help="spikenm, or a comparison: sr-ste, random.")] = None,
+    method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training set.")] = None,
     time_steps: common.StepsOption = None,
     seed: common.SeedOption = None,
@@ -86,7 +87,13 @@ def _compress(
     job: common.Job, model: torch.nn.Module, patterns: dict[str, str], masks: dict[str, torch.Tensor],
     summary: dict[str, Any], test_set: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the compressed model, read it back, and compare every logit of the test set."""
+    """Write the compressed model, read it back, and compare every logit of the test set.
+
+    Without patterns (unstructured masks) there is nothing to compress: only the dense file is written.
+    """
+    dense_bytes = (job.output / DENSE_FILE).stat().st_size
+    if not patterns:
+        return {"dense_bytes": dense_bytes, "compressed_bytes": None}
     path = job.output / COMPRESSED_FILE
     save_compressed(path, model, patterns, masks, summary)
     started = time.perf_counter()
@@ -96,7 +103,7 @@ def _compress(
     return {
         "reloaded_logits_identical": identical,
         "reload_seconds": seconds,
-        "dense_bytes": (job.output / DENSE_FILE).stat().st_size,
+        "dense_bytes": dense_bytes,
         "compressed_bytes": path.stat().st_size,
     }
 
@@ -109,6 +116,14 @@ def _table(job: common.Job, report: dict[str, Any]) -> Any:
     pruned = [layer for layer in report["layers"] if layer["state"] == "pruned"]
     weights, kept = sum(layer["weights"] for layer in pruned), sum(layer["kept"] for layer in pruned)
     over = sum(layer["blocks_over_pattern"] for layer in pruned)
+    files = [
+        ["compressed file", f"none: {report['method']} obeys no N:M pattern, masks are in {job.output / DENSE_FILE}"]
+    ]
+    if report["compressed_bytes"] is not None:
+        files = [
+            ["compressed file", f"{report['compressed_bytes']:,} bytes ({job.output / COMPRESSED_FILE})"],
+            ["reloaded logits", "bit-identical" if report["reloaded_logits_identical"] else "DIFFERENT"],
+        ]
     rows = [
         ["data", report["data"]["name"]],
         ["method", f"{report['method']} {report['pattern']}"],
@@ -117,8 +132,7 @@ def _table(job: common.Job, report: dict[str, Any]) -> Any:
         ["SynOps a sample", f"{report['energy']['synops']:,.0f}"],
         ["energy a sample, pruned / dense network", _energies(report["energy"])],
         *[[f"dense: {layer['name']}", layer["reason"]] for layer in report["layers"] if layer["state"] == "dense"],
-        ["compressed file", f"{report['compressed_bytes']:,} bytes ({job.output / COMPRESSED_FILE})"],
-        ["reloaded logits", "bit-identical" if report["reloaded_logits_identical"] else "DIFFERENT"],
+        *files,
         ["training", f"{report['seconds']:.1f} s"],
     ]
     return common.make_table("Pruned spiking network", ["", "value"], rows)

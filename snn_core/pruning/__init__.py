@@ -8,9 +8,14 @@ import torch
 from torch import nn
 
 from snn_core.errors import ArgumentError
+from snn_core.pruning.asp import ASPPruner
 from snn_core.pruning.base import NMPruner
 from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.layers import LayerReport
+from snn_core.pruning.magnitude import MagnitudePruner
+from snn_core.pruning.mask_decay import MaskDecayPruner
+from snn_core.pruning.maskllm import MaskLLMPruner
+from snn_core.pruning.maskpro import MaskProPruner
 from snn_core.pruning.random_nm import RandomNMPruner
 from snn_core.pruning.schedule import Schedule, schedule_at
 from snn_core.pruning.spikenm import SpikeNMPruner
@@ -18,7 +23,20 @@ from snn_core.pruning.sr_ste import SRSTEPruner
 from snn_core.pruning.statistics import MaskStatistics, mask_statistics
 from snn_core.sparsity import NMPattern
 
-_METHODS: dict[str, type[NMPruner]] = {pruner.method: pruner for pruner in (SpikeNMPruner, SRSTEPruner, RandomNMPruner)}
+_METHODS: dict[str, type[NMPruner]] = {
+    pruner.method: pruner
+    for pruner in (
+        SpikeNMPruner,
+        SRSTEPruner,
+        MaskDecayPruner,
+        ASPPruner,
+        MaskLLMPruner,
+        MaskProPruner,
+        MagnitudePruner,
+        RandomNMPruner,
+    )
+}
+#: Names for :func:`create_pruner`; all obey N:M but ``"magnitude"``, which has no blocks.
 METHODS = tuple(_METHODS)
 
 
@@ -36,7 +54,7 @@ def create_pruner(
     """A pruner by name, attached to ``model``; arguments as for :class:`NMPruner`.
 
     Args:
-        method: ``"spikenm"``, ``"sr-ste"`` or ``"random"``.
+        method: one of ``METHODS``: ``"spikenm"``, or a comparison.
 
     Raises:
         ArgumentError: an unknown method, and what :class:`NMPruner` raises.
@@ -56,7 +74,12 @@ def create_pruner(
 
 __all__ = [
     "METHODS",
+    "ASPPruner",
     "LayerReport",
+    "MagnitudePruner",
+    "MaskDecayPruner",
+    "MaskLLMPruner",
+    "MaskProPruner",
     "MaskStatistics",
     "NMPruner",
     "PruneConfig",

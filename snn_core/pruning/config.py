@@ -92,6 +92,48 @@ class PruneConfig(BaseModel):
         description="as freeze, for the method sr-ste alone; 1: masks move to the end, as published",
     )
 
+    # The comparisons: one block, in the order of docs/methods.md.
+    asp_dense: float = Field(
+        default=0.5, ge=0, le=1, description="asp: fraction of the steps that train dense, before masks are cut once"
+    )
+    decay_steps: float = Field(
+        default=0.5, gt=0, le=1, description="mask-decay: fraction of the steps over which dropped weights fade to 0"
+    )
+    maskllm_learning_rate: float = Field(default=5e-4, ge=0, description="maskllm: Adam's rate for the category logits")
+    maskllm_kappa: tuple[float, float] = Field(
+        default=(100.0, 500.0), strict=False, description="maskllm: scale of the logits, at the start and at the freeze"
+    )
+    maskllm_temperature: tuple[float, float] = Field(
+        default=(4.0, 0.05), strict=False, description="maskllm: of the Gumbel-softmax, at the start and at the freeze"
+    )
+    maskllm_prior: float = Field(
+        default=3.0, ge=0, description="maskllm: strength of the prior, the magnitude mask of the initial weights"
+    )
+    maskllm_regularization: float = Field(
+        default=1e-5, ge=0, description="maskllm: reward for large kept weights; falls linearly to 0 at the freeze"
+    )
+    maskpro_learning_rate: float = Field(default=10.0, ge=0, description="maskpro: step size of the logits")
+    maskpro_initial: float = Field(
+        default=5.0, ge=0, description="maskpro: first logits of the largest N initial weights of a block; the rest 0"
+    )
+    maskpro_momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="maskpro: of the moving average of the loss that is the baseline"
+    )
+    magnitude_scope: Literal["layer", "global"] = Field(
+        default="layer", description="magnitude: keep N/M of every layer, or N/M of all pruned layers together"
+    )
+    magnitude_schedule: Literal["constant", "cubic"] = Field(
+        default="constant", description="magnitude: final sparsity from the first step, or a cubic ramp up to it"
+    )
+    magnitude_ramp: tuple[float, float] = Field(
+        default=(0.0, 0.5),
+        strict=False,
+        description="magnitude: where the cubic ramp starts and ends, fractions of steps",
+    )
+    magnitude_freeze: float = Field(
+        default=1.0, ge=0, le=1, description="magnitude: as freeze; 1: masks move to the end, as in sr-ste"
+    )
+
     def with_names(
         self, pattern: NMPattern | str | None, include: Sequence[str] | None, exclude: Sequence[str] | None
     ) -> PruneConfig:
@@ -114,3 +156,17 @@ class PruneConfig(BaseModel):
     @classmethod
     def _parse_layer_patterns(cls, value: dict[str, str]) -> dict[str, str]:
         return {name: DENSE if text.strip() == DENSE else str(NMPattern.parse(text)) for name, text in value.items()}
+
+    @field_validator("maskllm_kappa", "maskllm_temperature")
+    @classmethod
+    def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if min(value) <= 0:
+            raise ValueError(f"both must be greater than 0, got {list(value)}")
+        return value
+
+    @field_validator("magnitude_ramp")
+    @classmethod
+    def _ordered_fractions(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(f"must be two rising fractions between 0 and 1, got {list(value)}")
+        return value

@@ -29,3 +29,11 @@ class TrainingHook(Protocol):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` gave."""
+
+
+@runtime_checkable
+class LossObserver(Protocol):
+    """What a hook has beside :class:`TrainingHook` when it learns from the loss itself."""
+
+    def observe_loss(self, loss: float) -> None:
+        """After the forward pass of every step, before ``optimizer.step()``."""

@@ -32,7 +32,7 @@ from snn_core.training.checkpoint import (
 )
 from snn_core.training.config import TrainConfig
 from snn_core.training.evaluation import evaluate_accuracy
-from snn_core.training.hooks import TrainingHook
+from snn_core.training.hooks import LossObserver, TrainingHook
 from snn_core.training.losses import classification_loss
 
 if TYPE_CHECKING:
@@ -131,6 +131,9 @@ class _Run:
                 f"loss became {value} in epoch {epoch + 1}, step {step + 1}; lower learning_rate "
                 f"({config.learning_rate}).{self.last_state()}"
             )
+        for hook in self.hooks:
+            if isinstance(hook, LossObserver):
+                hook.observe_loss(value)
         loss.backward()
         self.optimizer.step()
         for hook in self.hooks:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from snn_core.cli.main import run
 from snn_core.distillation import DistilledDataset
@@ -74,6 +75,19 @@ def test_prune_writes_compressed_file_that_another_process_reads_alike(
     files = [str(tmp_path / "run" / name) for name in ("compressed.safetensors", "model.safetensors")]
     result = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["True", "True"]
+
+
+def test_prune_without_blocks_writes_the_dense_file_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["prune", *SMALL, "--epochs", "1", "--method", "magnitude", "--output", tmp_path / "run"]
+    report = as_json(capsys, *arguments)
+    assert report["compressed_bytes"] is None
+    assert not (tmp_path / "run/compressed.safetensors").exists()
+    tensors = load_file(tmp_path / "run/model.safetensors")
+    masks = {name.removeprefix("mask/"): value for name, value in tensors.items() if name.startswith("mask/")}
+    pruned = {layer["name"]: layer["kept"] for layer in report["layers"] if layer["state"] == "pruned"}
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == pruned
+    assert "none: no N:M pattern" in snn(capsys, *arguments[:-1], tmp_path / "table")[0]
+    assert all(word in snn(capsys, "prune", "--help")[0] for word in ("mask-decay", "maskllm", "maskpro", "asp"))
 
 
 def test_pattern_that_fits_no_layer_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
