@@ -116,9 +116,7 @@ def _table(job: common.Job, report: dict[str, Any]) -> Any:
     pruned = [layer for layer in report["layers"] if layer["state"] == "pruned"]
     weights, kept = sum(layer["weights"] for layer in pruned), sum(layer["kept"] for layer in pruned)
     over = sum(layer["blocks_over_pattern"] for layer in pruned)
-    files = [
-        ["compressed file", f"none: {report['method']} obeys no N:M pattern, masks are in {job.output / DENSE_FILE}"]
-    ]
+    files = [["compressed file", f"none: no N:M pattern (masks are in {job.output / DENSE_FILE})"]]
     if report["compressed_bytes"] is not None:
         files = [
             ["compressed file", f"{report['compressed_bytes']:,} bytes ({job.output / COMPRESSED_FILE})"],

@@ -56,7 +56,7 @@ def test_too_many_candidates_are_refused():
 
 @pytest.mark.parametrize(("step", "pattern"), [(0, "2:4"), (4, "2:4"), (4, "2:8")])
 def test_soft_mask_and_gradients_equal_autograd(step, pattern):
-    """Value, gradients of weights and logits: against autograd through Gumbel-softmax, mask, network and regulariser."""
+    """Value, gradients of weights and logits: against autograd through softmax, mask, network and regulariser."""
     model, optimizer, pruner = start(pattern, maskllm_regularization=0.3, freeze=0.8)
     train(model, optimizer, pruner, range(step))
     progress = step / 8
