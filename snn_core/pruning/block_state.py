@@ -12,7 +12,7 @@ from snn_core.sparsity import to_blocks
 
 
 def _rows(columns: Tensor, group: BlockGroup, layer: PrunedLayer) -> Tensor:
-    """``[K, blocks]`` -> a view of the layer's part, ``[..., K]`` with blocks in the order of ``sparsity.to_blocks``."""
+    """``[K, blocks]`` -> a view of the layer's part, ``[..., K]``, blocks in the order of ``sparsity.to_blocks``."""
     return group.part(columns, layer, to_blocks(layer.weight.detach(), group.pattern.m).shape)
 
 
