@@ -115,9 +115,10 @@ def _energies(energy: dict[str, Any]) -> str:
 def _table(job: common.Job, report: dict[str, Any]) -> Any:
     pruned = [layer for layer in report["layers"] if layer["state"] == "pruned"]
     weights, kept = sum(layer["weights"] for layer in pruned), sum(layer["kept"] for layer in pruned)
-    over = sum(layer["blocks_over_pattern"] for layer in pruned)
+    masks = f"{len(pruned)}: {kept:,} of {weights:,} weights kept"
     files = [["compressed file", f"none: no N:M pattern (masks are in {job.output / DENSE_FILE})"]]
     if report["compressed_bytes"] is not None:
+        masks += f", {sum(layer['blocks_over_pattern'] for layer in pruned)} blocks over the pattern"
         files = [
             ["compressed file", f"{report['compressed_bytes']:,} bytes ({job.output / COMPRESSED_FILE})"],
             ["reloaded logits", "bit-identical" if report["reloaded_logits_identical"] else "DIFFERENT"],
@@ -126,7 +127,7 @@ def _table(job: common.Job, report: dict[str, Any]) -> Any:
         ["data", report["data"]["name"]],
         ["method", f"{report['method']} {report['pattern']}"],
         ["test accuracy", f"{report['accuracy']:.4f}"],
-        ["pruned layers", f"{len(pruned)}: {kept:,} of {weights:,} weights kept, {over} blocks over the pattern"],
+        ["pruned layers", masks],
         ["SynOps a sample", f"{report['energy']['synops']:,.0f}"],
         ["energy a sample, pruned / dense network", _energies(report["energy"])],
         *[[f"dense: {layer['name']}", layer["reason"]] for layer in report["layers"] if layer["state"] == "dense"],

@@ -1,7 +1,7 @@
 """ASP: train dense, cut once by magnitude, go on training what is left.
 
-Mishra, Latorre, Pool, Stosic, Stosic, Venkatesh, Yu, Micikevicius: "Accelerating Sparse Deep Neural Networks", 2021
-(arXiv 2104.08378), section 4: a trained network is pruned to 2:4 by magnitude, then retrained with fixed masks, with
+Mishra, Albericio Latorre, Pool, Stosic, Stosic, Venkatesh, Yu, Micikevicius: "Accelerating Sparse Deep Neural
+Networks", 2021 (arXiv 2104.08378): a trained network is pruned to 2:4 by magnitude, then retrained with fixed masks,
 the learning-rate schedule, optimiser and length of the dense training *repeated*.
 
 Ours differs: both phases share one budget of steps, as every other method has, and the learning rate is *not* started

@@ -1,4 +1,4 @@
-"""Numbers kept beside the blocks of a group, as tensors of a checkpoint: one for each layer, blocks first."""
+"""Numbers kept beside the blocks of a group, and as tensors of a checkpoint: one for each layer, blocks first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snn_core.errors import ArgumentError
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.sparsity import to_blocks
 
@@ -45,3 +46,12 @@ def load_columns(name: str, state: Mapping[str, Tensor], group: BlockGroup, like
             raise ValueError(f"{name}/{layer.name} has shape {list(value.shape)}, not {expected}")
         rows.copy_(value.view(rows.shape))
     return result
+
+
+def check_device(columns: Tensor, group: BlockGroup) -> None:
+    """Raise ArgumentError when the weights have left the device where ``columns`` are."""
+    if columns.device != group.device:
+        raise ArgumentError(
+            f"model: moved from {columns.device} to {group.device} while its masks are searched; move it before the "
+            "first step, or make a new pruner and load this one's state_dict()"
+        )

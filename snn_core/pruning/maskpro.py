@@ -29,7 +29,7 @@ from torch import Tensor
 from snn_core.errors import ArgumentError, NonFiniteError
 from snn_core.kernels.topk_sampler import gumbel_noise
 from snn_core.pruning.base import NMPruner
-from snn_core.pruning.block_state import load_columns, save_columns, split_columns
+from snn_core.pruning.block_state import check_device, load_columns, save_columns, split_columns
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.seeding import make_generator
 
@@ -128,6 +128,8 @@ class MaskProPruner(NMPruner):
             for group in self.groups:
                 largest = group.top(group.gather(lambda layer: layer.weight.detach().abs()))
                 self._logits[group] = largest.float().mul_(self.config.maskpro_initial)
+        for group, logits in self._logits.items():
+            check_device(logits, group)
 
     def _training_key(self, group: BlockGroup) -> Tensor:
         logits = self._evaluation_key(group)
@@ -136,6 +138,9 @@ class MaskProPruner(NMPruner):
     def _evaluation_key(self, group: BlockGroup) -> Tensor:
         self._prepare()
         return self._logits[group]
+
+    def _apply_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
+        return weight * mask
 
     def _before_optimizer_step(self) -> None:
         if self.layers[0].drawn is None:

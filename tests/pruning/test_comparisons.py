@@ -8,7 +8,8 @@ from snn_core.errors import ArgumentError, NonFiniteError
 from snn_core.pruning import METHODS, PruneConfig, create_pruner
 from snn_core.pruning.magnitude import largest
 from snn_core.seeding import seeded
-from snn_core.sparsity import NMLinear, nm_mask_by_magnitude
+from snn_core.sparsity import NMLinear, check_nm, nm_mask_by_magnitude
+from snn_core.training import LossObserver
 
 STEPS = 10
 PRUNED = ("conv", "line", "hidden")
@@ -38,10 +39,12 @@ def batch(step):
     return torch.randn(6, 2, 5, 5, generator=generator), torch.randint(0, 3, (6,), generator=generator)
 
 
-def backward(model, step):
+def backward(model, step, pruner=None):
     x, labels = batch(step)
     model.zero_grad()
     loss = nn.functional.cross_entropy(model(x), labels)
+    if isinstance(pruner, LossObserver):
+        pruner.observe_loss(loss.detach())
     loss.backward()
     return loss.detach()
 
@@ -59,7 +62,7 @@ def start(method, pattern="2:4", optimizer=torch.optim.AdamW, steps=STEPS, **cha
 
 def train(model, optimizer, pruner, steps):
     for step in steps:
-        backward(model, step)
+        backward(model, step, pruner)
         optimizer.step()
         if pruner is not None:
             pruner.step()
@@ -80,6 +83,24 @@ def test_methods_by_name():
     assert set(METHODS) == expected
     with pytest.raises(ArgumentError, match=r"mask-decay.*got 'dense'"):
         create_pruner("dense", Net(), BASE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_prunes_with_a_pattern_per_layer_and_resumes_exactly(method):
+    patterns = {"conv": "1:8", "line": "dense", "hidden": "2:8"}
+    changes = {"layer_patterns": patterns, "exclude": (), "sr_ste_freeze": 0.8, "magnitude_freeze": 0.8}
+    whole, cut, rest = (start(method, **changes) for _ in range(3))
+    train(*whole, range(STEPS))
+    train(*cut, range(4))
+    for part, other in zip(rest, cut, strict=True):
+        part.load_state_dict(other.state_dict())
+    train(*rest, range(4, STEPS))
+    assert all(torch.equal(value, rest[0].state_dict()[name]) for name, value in whole[0].state_dict().items())
+    masks = whole[2].finalize()
+    assert {name: float(mask.float().mean()) for name, mask in masks.items()} == {"conv": 0.125, "hidden": 0.25}
+    if method != "magnitude":
+        assert whole[2].patterns == {"conv": "1:8", "hidden": "2:8"}
+        assert all(check_nm(mask, patterns[name]) == 0 for name, mask in masks.items())
 
 
 # ---- ASP -----------------------------------------------------------------------------------------------------------
