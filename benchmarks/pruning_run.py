@@ -101,6 +101,7 @@ def run(folder: Path, cell: Cell) -> Cell:
     result |= _activity(model, test_set)
     for pruner in hooks:
         result |= _sparsity(model, pruner)
+        result["flips"] = [round(record["flips"], 5) for record in outcome.history if "flips" in record]
         if cell["keep_masks"]:
             save_masks(mask_file(folder, cell), {name: mask.cpu().numpy() for name, mask in pruner.masks.items()})
     if state is not None:
