@@ -73,10 +73,11 @@ def weight_gradient(module: nn.Module, x: Tensor, grad_output: Tensor) -> Tensor
         padding = (0,) * len(module.stride)
     weight = module._parameters["weight"]
     assert weight is not None
+    like = torch.empty((), dtype=x.dtype, device=x.device).expand(weight.shape)  # its shape is all that is looked at
     options = (list(module.stride), list(padding), list(module.dilation), False, [0] * len(padding), module.groups)
-    gradient: Tensor = torch.ops.aten.convolution_backward(
-        grad_output, x, weight.detach(), None, *options, [False, True, False]
-    )[1]
+    gradient: Tensor = torch.ops.aten.convolution_backward(grad_output, x, like, None, *options, [False, True, False])[
+        1
+    ]
     return gradient
 
 
@@ -93,6 +94,7 @@ class CreditCapture:
         model: in which the neuron that follows is looked up, and ``time_steps`` or ``T``.
         decay: of the trace; None: the neuron's leak.
         time_steps: T; None: found out.
+        dtype: of trace and product; None: that of the gradient.
 
     Attributes:
         due: whether to capture.
@@ -100,15 +102,22 @@ class CreditCapture:
     """
 
     def __init__(
-        self, name: str, module: nn.Module, model: nn.Module, *, decay: float | None, time_steps: int | None
+        self,
+        name: str,
+        module: nn.Module,
+        model: nn.Module,
+        *,
+        decay: float | None,
+        time_steps: int | None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.name, self.module, self.model = name, module, model
-        self.decay, self.time_steps = decay, time_steps
+        self.decay, self.time_steps, self.dtype = decay, time_steps, dtype
         self.neuron = following_neuron(model, module)
         if decay is None and self.neuron is None:
             raise ArgumentError(
                 f"EID: no spiking neuron follows layer {name!r}, so the decay of its trace is unknown; "
-                "set trace_decay, or eid_weight = 0"
+                "set trace_decay, or eid_credit = gradient, or eid_weight = 0"
             )
         self.due = False
         self.stale = False
@@ -161,6 +170,7 @@ class CreditCapture:
     def _add(self, x: Tensor, grad: Tensor, is_trace: bool) -> None:
         self._backward_seen = True
         ndim = 1 if isinstance(self.module, nn.Linear) else len(self.module.stride) + 1  # type: ignore[arg-type]
+        grad = grad.to(self.dtype or grad.dtype)
         rows = x.reshape(-1, *x.shape[-ndim:]).to(grad.dtype)
         if not is_trace:
             steps = self._steps(len(rows))

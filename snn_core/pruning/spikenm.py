@@ -18,7 +18,7 @@ from torch import Tensor
 from snn_core.errors import ArgumentError, NonFiniteError
 from snn_core.pruning.base import NMPruner
 from snn_core.pruning.eligibility import CreditCapture
-from snn_core.pruning.groups import BlockGroup
+from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.pruning.search import GroupSearch, pull_dropped
 from snn_core.sparsity import to_blocks
 
@@ -104,14 +104,17 @@ class SpikeNMPruner(NMPruner):
             pull_dropped(self.layers, self.config.sr_ste_decay)
 
     def _update_credits(self) -> None:
-        """The credits captured since the last step, summed over the ranks, into the running means."""
+        """The credits captured since the last step, summed over the ranks, into the running means.
+
+        Without captures the weights' gradients are the credits: those are reduced and unscaled already.
+        """
         factor = 1 / self._ranks.size  # gradients are means over the ranks
         if self.grad_scaler is not None:
             factor /= self.grad_scaler.get_scale()
         for group, search in self._searches.items():
             fresh, seen = group.empty().zero_(), torch.zeros(len(group.layers), device=group.device)
             for position, layer in enumerate(group.layers):
-                credit = self._captures[layer.name].take()
+                credit = self._captures[layer.name].take() if self._captures else _copied_gradient(layer)
                 if credit is None:
                     continue
                 if self.config.eid_use_weight:
@@ -119,8 +122,10 @@ class SpikeNMPruner(NMPruner):
                 blocks = to_blocks(credit, group.pattern.m)
                 group.part(fresh, layer, blocks.shape).copy_(blocks)
                 seen[position] = 1
-            fresh, counts = self._ranks.sum(fresh).abs_().mul_(factor), self._ranks.sum(seen).tolist()
-            search.update_credit(fresh, [count > 0 for count in self._drop_overflow(group, fresh, counts)])
+            if self._captures:
+                fresh, seen = self._ranks.sum(fresh).mul_(factor), self._ranks.sum(seen)
+            fresh.abs_()
+            search.update_credit(fresh, [count > 0 for count in self._drop_overflow(group, fresh, seen.tolist())])
 
     def _drop_overflow(self, group: BlockGroup, fresh: Tensor, counts: list[float]) -> list[float]:
         """Credits of a scaled loss may overflow where the gradients do not: such a refresh is left out."""
@@ -156,12 +161,15 @@ class SpikeNMPruner(NMPruner):
 
     def _attach(self) -> None:
         super()._attach()
-        if self.config.eid_weight == 0:
+        config = self.config
+        # A trace without memory is the input itself, and its product the gradient of the weight.
+        free = config.eid_credit == "gradient" or config.trace_decay == 0 or config.time_steps == 1
+        if config.eid_weight == 0 or free:
             return
+        decay, steps = config.trace_decay, config.time_steps
+        dtype = torch.bfloat16 if config.eid_credit == "bfloat16" else None
         for layer in self.layers:
-            capture = CreditCapture(
-                layer.name, layer.module, self.model, decay=self.config.trace_decay, time_steps=self.config.time_steps
-            )
+            capture = CreditCapture(layer.name, layer.module, self.model, decay=decay, time_steps=steps, dtype=dtype)
             self._captures[layer.name] = capture
             self._handles.extend(capture.handles)
 
@@ -195,3 +203,7 @@ class SpikeNMPruner(NMPruner):
         self._prepare()
         for search in self._searches.values():
             search.load(state)
+
+
+def _copied_gradient(layer: PrunedLayer) -> Tensor | None:
+    return None if layer.weight.grad is None else layer.weight.grad.float().clone()

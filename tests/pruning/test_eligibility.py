@@ -9,9 +9,17 @@ from torch import nn
 from snn_core import IF, LIF, PLIF, reset_net
 from snn_core.errors import ArgumentError
 from snn_core.pruning import PruneConfig, SpikeNMPruner
-from snn_core.pruning.eligibility import CreditCapture, neuron_leak, soft_targets, standardise, trace, weight_gradient
+from snn_core.pruning.eligibility import (
+    CreditCapture,
+    following_neuron,
+    neuron_leak,
+    soft_targets,
+    standardise,
+    trace,
+    weight_gradient,
+)
 from snn_core.seeding import seeded
-from snn_core.sparsity import to_blocks
+from snn_core.sparsity import from_blocks, to_blocks
 
 T, BATCH = 4, 3
 
@@ -112,6 +120,25 @@ def test_single_step_calls_carry_the_trace():
         (spikes * torch.linspace(-1, 2, spikes.numel()).view(spikes.shape)).sum().backward()
         delta = torch.stack([current.grad for current in currents])
         torch.testing.assert_close(capture.take().abs(), brute_force_linear(x_seq, delta, 0.5))
+
+
+def test_the_trace_of_single_steps_starts_anew_after_a_backward_pass():
+    """Two backward passes of one optimiser step (accumulation): the second sequence has a trace of its own."""
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(4, 3), LIF(tau=2.0, step_mode="s"))
+    capture = CreditCapture("0", model[0], model, decay=None, time_steps=None)
+    capture.due = True
+    signed = 0
+    for seed in (0, 1):
+        reset_net(model)
+        x_seq = make_input((T, BATCH, 4), seed)
+        currents = [model[0](x) for x in x_seq]
+        for current in currents:
+            current.retain_grad()
+        torch.stack([model[1](current * 4) for current in currents]).square().sum().backward()
+        delta = torch.stack([current.grad for current in currents])
+        signed = signed + delta.flatten(0, 1).t() @ trace(x_seq, 0.5).flatten(0, 1)
+    torch.testing.assert_close(capture.take(), signed)
 
 
 def test_backward_passes_of_one_step_add_up_and_nothing_is_captured_when_not_due():
@@ -254,6 +281,52 @@ def test_targets_are_refreshed_every_k_steps_with_a_running_mean():
         previous = search.credit.clone()
         pruner.step()
     assert changed == [True, False, False, True, False, False, True]
+
+
+def test_the_free_credit_is_the_gradient_of_the_weight():
+    """What a trace without memory gives, captured or not; with bfloat16 products credits keep their order."""
+    credits = {}
+    for name, change in {
+        "gradient": {"eid_credit": "gradient"},
+        "no memory": {"trace_decay": 0.0},
+        "exact": {},
+        "bfloat16": {"eid_credit": "bfloat16"},
+    }.items():
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        config = PruneConfig(eid_use_weight=False, **change)
+        pruner = SpikeNMPruner(model, config=config, optimizer=optimizer, total_steps=100)
+        assert bool(pruner._captures) == (name in ("exact", "bfloat16"))
+        model(make_input((T, BATCH, 6))).square().sum().backward()
+        gradient = model.middle.weight.grad.clone()
+        optimizer.step()
+        (search,) = pruner._searches.values()
+        credits[name] = from_blocks(pruner.groups[0].block_rows(search.credit, pruner.layers[0]), gradient.shape)
+    assert torch.equal(credits["gradient"], gradient.abs())
+    assert torch.equal(credits["no memory"], gradient.abs())
+    assert not torch.allclose(credits["exact"], gradient.abs())
+    torch.testing.assert_close(
+        credits["bfloat16"], credits["exact"], rtol=0.05, atol=0.01 * float(gradient.abs().max())
+    )
+    assert not torch.equal(credits["bfloat16"], credits["exact"])
+
+
+def test_a_model_without_neurons_can_use_the_free_credit():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(ArgumentError, match=r"no spiking neuron.*layer '2'"):
+        SpikeNMPruner(model)
+    pruner = SpikeNMPruner(model, config=PruneConfig(eid_credit="gradient"))
+    pruner.begin(model, torch.optim.SGD(model.parameters(), lr=0.1), 10)
+    model(torch.rand(3, 4)).sum().backward()
+    pruner._optimizer.step()
+    assert pruner.metrics()["eid"] > 0
+
+
+def test_a_neuron_registered_before_its_layer_is_found():
+    model = nn.Sequential(LIF(tau=4.0), nn.Linear(4, 4))
+    assert following_neuron(model, model[1]) is model[0]
+    model.append(LIF(tau=3.0))
+    assert following_neuron(model, model[1]) is model[2]
 
 
 def test_unknown_time_steps_are_an_error():
