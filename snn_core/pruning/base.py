@@ -17,7 +17,7 @@ from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.distributed import Ranks, inner_model
 from snn_core.pruning.groups import BlockGroup, PrunedLayer, group_by_pattern
 from snn_core.pruning.layers import LayerReport, select_layers
-from snn_core.pruning.masking import MaskHook, StraightThrough, clear_dropped, restore_weight
+from snn_core.pruning.masking import MaskHook, RestoreHook, StraightThrough, clear_dropped
 from snn_core.pruning.optimizer_link import OptimizerLink
 from snn_core.pruning.schedule import Schedule, schedule_at
 from snn_core.pruning.state import check_identity, decode, encode, saved_masks
@@ -309,7 +309,7 @@ class NMPruner(ABC):
         for layer in self.layers:
             hook = MaskHook(partial(self._masked_weight, layer), partial(self._evaluation_mask, layer))
             self._handles.append(layer.module.register_forward_pre_hook(hook))
-            self._handles.append(layer.module.register_forward_hook(restore_weight, always_call=True))
+            self._handles.append(layer.module.register_forward_hook(RestoreHook(), always_call=True))
 
     def _masked_weight(self, layer: PrunedLayer) -> Tensor:
         weight = layer.weight

@@ -205,14 +205,14 @@ class _CopyableHook:
     """A hook that does nothing in a copy of the model."""
 
     def __init__(self, call: Any = None) -> None:
-        self.call = call
+        self.call = None if call is None else torch.compiler.disable(call)
 
     def __call__(self, *arguments: Any) -> None:
         if self.call is not None:
             self.call(*arguments)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _CopyableHook:
-        return _CopyableHook()
+    def __reduce__(self) -> tuple[type[_CopyableHook], tuple[()]]:
+        return _CopyableHook, ()
 
 
 def standardise(columns: Tensor) -> Tensor:

@@ -28,13 +28,21 @@ class StraightThrough(torch.autograd.Function):
 
 
 def show_weight(module: nn.Module, weight: Tensor) -> None:
-    """Let ``module.weight`` be ``weight`` until :func:`restore_weight`."""
+    """Let ``module.weight`` be ``weight`` until :class:`RestoreHook` runs."""
     module.__dict__["weight"] = weight
 
 
-def restore_weight(module: nn.Module, args: Any, output: Any) -> None:
+class RestoreHook:
     """Forward hook (``always_call=True``): ``module.weight`` is the parameter again."""
-    module.__dict__.pop("weight", None)
+
+    def __init__(self) -> None:
+        self._restore = torch.compiler.disable(lambda module: module.__dict__.pop("weight", None))
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._restore(module)
+
+    def __reduce__(self) -> tuple[type[RestoreHook], tuple[()]]:
+        return RestoreHook, ()
 
 
 class MaskHook:
@@ -47,12 +55,14 @@ class MaskHook:
 
     def __init__(self, weight: Callable[[], Tensor], mask: Callable[[], Tensor]) -> None:
         self.weight, self.mask = weight, mask
+        # torch.compile ends its graph here: it would trace the pruner, and bake one step's mask in.
+        self._show = torch.compiler.disable(lambda module: show_weight(module, self.weight()))
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        show_weight(module, self.weight())
+        self._show(module)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SnapshotMask:
-        return SnapshotMask(self.mask().clone())
+    def __reduce__(self) -> tuple[type[SnapshotMask], tuple[Tensor]]:
+        return SnapshotMask, (self.mask().clone(),)
 
 
 class SnapshotMask:
