@@ -161,3 +161,15 @@ def test_a_hook_on_the_first_layer_sees_all_time_steps() -> None:
 def test_bad_options_for_pictures(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         create("conv-snn", channels=(4, 4), **(PICTURES | options))
+
+
+def test_a_network_for_pictures_fused() -> None:
+    """Its encoder differs from channel to channel, so the first layer has no table of counts."""
+    from snn_core.sparsity import fuse
+
+    model = create("conv-snn", channels=(8, 8), **PICTURES)
+    model.train()(pictures(2))
+    model.eval()
+    fused = fuse(model)
+    for x in (pictures(3), pictures(3, copied=True)):
+        torch.testing.assert_close(fused(x), model(x), atol=1e-4, rtol=1e-4)
