@@ -47,13 +47,39 @@ def log_probability(logits: Tensor, mask: Tensor) -> Tensor:
     Returns:
         ``[blocks]``. Work and memory grow with 2^N.
     """
-    n = int(mask[:, 0].sum())
-    if n == len(logits):
+    if bool(mask.all()):
         return logits.sum(dim=0) * 0  # certain
-    chosen = logits.t()[mask.t()].view(-1, n).t()
-    others = logits.masked_fill(mask, -torch.inf).logsumexp(dim=0)
+    chosen = logits.gather(0, _positions(mask))
+    return _of_set(chosen, logits.masked_fill(mask, -torch.inf).logsumexp(dim=0))
+
+
+def score(logits: Tensor, mask: Tensor) -> Tensor:
+    """Gradient of the sum of :func:`log_probability` to the logits, ``[M, blocks]``; arguments as there.
+
+    Autograd sees the N chosen logits and the sum of the others alone, not all M.
+    """
+    if bool(mask.all()):
+        return torch.zeros_like(logits)
+    positions = _positions(mask)
+    rest = logits.masked_fill(mask, -torch.inf)
+    chosen, others = logits.gather(0, positions), rest.logsumexp(dim=0)
+    with torch.enable_grad():
+        inputs = (chosen.requires_grad_(), others.requires_grad_())
+        to_chosen, to_others = torch.autograd.grad(_of_set(*inputs).sum(), inputs)
+    return rest.sub_(others.detach()).exp_().mul_(to_others).scatter_(0, positions, to_chosen)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Where bool ``[M, blocks]`` is true: int64 ``[N, blocks]``."""
+    blocks = mask.shape[1]
+    return mask.t().nonzero()[:, 1].view(blocks, -1).t()
+
+
+def _of_set(chosen: Tensor, others: Tensor) -> Tensor:
+    """:func:`log_probability` of the chosen logits ``[N, blocks]``, given the logsumexp of the others."""
+    n = len(chosen)
     reached = [torch.zeros_like(others)]  # log P that the draws so far are this subset, by its bits
-    left = [_log_sum([others, *chosen])]  # log of the probability mass that is left then
+    left = [_log_sum([others, *chosen])]  # log of what is left to draw from then
     for subset in range(1, 2**n):
         members = [i for i in range(n) if subset >> i & 1]
         before = [subset ^ (1 << i) for i in members]
@@ -63,7 +89,9 @@ def log_probability(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def _log_sum(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).logsumexp(dim=0)
+    if len(terms) == 1:
+        return terms[0]
+    return torch.logaddexp(*terms) if len(terms) == 2 else torch.stack(terms).logsumexp(dim=0)
 
 
 class MaskProPruner(NMPruner):
@@ -167,10 +195,7 @@ class MaskProPruner(NMPruner):
     def _follow(self, advantage: float) -> None:
         for group, logits in self._logits.items():
             mask = group.gather(_drawn).bool()
-            with torch.enable_grad():
-                variable = logits.detach().requires_grad_()
-                (score,) = torch.autograd.grad(log_probability(variable, mask).sum(), variable)
-            logits.add_(score, alpha=-self.config.maskpro_learning_rate * advantage)
+            logits.add_(score(logits, mask), alpha=-self.config.maskpro_learning_rate * advantage)
 
     def metrics(self) -> dict[str, float]:
         """As :meth:`NMPruner.metrics`, and in the search phase the ``baseline`` once there is one."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from snn_core.errors import ArgumentError, CheckpointError, NonFiniteError
 from snn_core.pruning import MaskProPruner, PruneConfig
-from snn_core.pruning.maskpro import log_probability
+from snn_core.pruning.maskpro import log_probability, score
 from snn_core.seeding import seeded
 from snn_core.sparsity import nm_mask_by_magnitude
 from snn_core.training import LossObserver
@@ -50,9 +50,20 @@ def test_probability_and_score_stay_finite_for_extreme_logits():
         mask = torch.zeros(4, 1, dtype=torch.bool)
         mask[list(positions)] = True
         value = log_probability(logits, mask)
-        (score,) = torch.autograd.grad(value.sum(), logits)
+        (expected,) = torch.autograd.grad(value.sum(), logits)
         assert torch.isfinite(value).all()
-        assert torch.isfinite(score).all()
+        assert torch.isfinite(expected).all()
+        torch.testing.assert_close(score(logits.detach(), mask), expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (3, 5), (4, 8), (4, 4)])
+def test_score_is_the_gradient_of_the_logarithm(n, m):
+    masks = all_masks(n, m)
+    logits = torch.randn(masks.shape, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    variable = logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(log_probability(variable, masks).sum(), variable)
+    torch.testing.assert_close(score(logits, masks), expected)
+    assert (expected.abs().sum() > 0.1) == (n < m)
 
 
 @pytest.mark.parametrize("baseline", [0.0, 3.0])
@@ -65,8 +76,8 @@ def test_the_estimator_is_unbiased_for_any_baseline(baseline):
     (expected,) = torch.autograd.grad((logarithms.exp() * losses).sum(), logits, retain_graph=True)
     estimate = torch.zeros_like(expected)
     for k in range(6):
-        (score,) = torch.autograd.grad(logarithms[k], logits, retain_graph=True)
-        estimate += logarithms[k].exp().detach() * (losses[k] - baseline) * score
+        (direction,) = torch.autograd.grad(logarithms[k], logits, retain_graph=True)
+        estimate += logarithms[k].exp().detach() * (losses[k] - baseline) * direction
     torch.testing.assert_close(estimate, expected)
 
 
@@ -164,8 +175,8 @@ def test_logits_follow_the_loss_against_the_baseline_of_the_steps_before():
     optimizer.step()
     pruner.step()
     variable = first.t().clone().requires_grad_()
-    (score,) = torch.autograd.grad(log_probability(variable, drawn.view(2, 4).t()).sum(), variable)
-    torch.testing.assert_close(pruner.logits["0"], first - (6.0 - 4.0) * score.t())
+    (direction,) = torch.autograd.grad(log_probability(variable, drawn.view(2, 4).t()).sum(), variable)
+    torch.testing.assert_close(pruner.logits["0"], first - (6.0 - 4.0) * direction.t())
     assert pruner.metrics()["baseline"] == pytest.approx(0.9 * 4 + 0.1 * 6)
 
 
