@@ -38,7 +38,8 @@ COMMON_SOURCES = (
     "native/cpu_features.cpp", "lif/lif.cpp", "lif/lif_backward.cpp", "spike_pack/spike_pack.cpp",
     "spike_pack/spike_windows.cpp", "frame_conv/frame_conv.cpp", "nm_matmul/nm_matmul.cpp", "nm_matmul/nm_engine.cpp",
     "nm_matmul/nm_compress.cpp", "nm_matmul/nm_dense.cpp", "nm_matmul/nm_paths.cpp", "nm_matmul/nm_layer.cpp",
-    "event_frames/event_frames.cpp", "event_sensor/event_sensor.cpp", "topk_sampler/topk_sampler.cpp",
+    "nm_matmul/nm_windows.cpp", "event_frames/event_frames.cpp", "event_sensor/event_sensor.cpp",
+    "topk_sampler/topk_sampler.cpp",
 )  # fmt: skip
 #: Compiled once per instruction set, with ``SNN_ISA`` naming the namespace; ``avx512_vbmi`` adds nothing to them.
 PER_ISA_SOURCES = (

@@ -13,6 +13,7 @@
 
 #include "native/cpu_features.h"
 #include "native/row_view.h"
+#include "nm_matmul/nm_windows.h"
 
 namespace snn_core {
 
@@ -38,6 +39,7 @@ constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel p
 constexpr int64_t kMostRows = 2048;         // of a task, whose sums are kept between chunks of inputs
 constexpr int64_t kRangeOutputs = 64;       // of a task of the other paths
 constexpr int64_t kGrainWork = 1 << 20;     // weights touched below which a thread is not worth waking
+constexpr int64_t kGrainBytes = 1 << 15;    // bytes of spikes prepared, likewise
 
 struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
@@ -154,7 +156,7 @@ class Engine {
     const int64_t rows = blocks * block_positions_ * p_.steps;
     const int64_t k = std::max<int64_t>(1, w_.k());
     const int64_t block_work = std::max<int64_t>(1, rows / blocks * k / 8);
-    torch::stable::parallel_for(0, blocks, std::max<int64_t>(1, kGrainWork / block_work), [&](int64_t b, int64_t e) {
+    torch::stable::parallel_for(0, blocks, std::max<int64_t>(1, kGrainBytes / block_work), [&](int64_t b, int64_t e) {
       for (int64_t i = b; i < e; ++i) prepare(windows, block(first_block + i), prepared_[i]);
     });
     const int64_t outputs = w_.outputs / p_.groups, first_output = group * outputs;
@@ -212,12 +214,18 @@ class Engine {
   }
 
   void prepare_bytes(const SpikeWindows& windows, const NMBlock& block, Prepared& out) const {
-    const int64_t bytes = windows.row_bytes();
-    auto* const buffer = static_cast<uint8_t*>(nm_scratch(kPanelScratch, kNMBlockRows * bytes));
+    const int64_t stride = divide_up(windows.row_bytes() + SpikeWindows::kRunSlack, 64) * 64;
+    constexpr int64_t line_bytes = SpikeWindows::kLineBytes;
+    auto* const line = static_cast<uint8_t*>(nm_scratch(kPanelScratch, line_bytes + kNMBlockRows * stride));
+    uint8_t* const buffer = line + line_bytes;
     for (int64_t first = 0; first < block.rows(); first += kNMBlockRows) {
       const int rows = static_cast<int>(std::min<int64_t>(kNMBlockRows, block.rows() - first));
-      for (int i = 0; i < rows; ++i) windows.gather(block.row(first + i), buffer + i * bytes);
-      kernel_->prepare(w_, buffer, bytes, rows, out.bytes + first / kNMBlockRows * nm_block_bytes(w_));
+      for (int64_t i = 0, count = 0; i < rows; i += count) {
+        const int64_t row = block.row(first + i), together = block.count - (first + i) % block.count;
+        count = std::min({rows - i, together, windows.out_w - row % windows.out_w});
+        windows.gather_run(row, count, buffer + i * stride, stride, line);
+      }
+      kernel_->prepare(w_, buffer, stride, rows, out.bytes + first / kNMBlockRows * nm_block_bytes(w_));
     }
   }
 
@@ -241,7 +249,7 @@ class Engine {
           std::fill(target + row * ld + (last - first), target + (row + 1) * ld, 0.0f);
         }
       }
-      finish(here, first, last, target, ld);
+      nm_finish(p_, sink_, here, first, last, target, ld);
     }
   }
 
@@ -270,18 +278,10 @@ class Engine {
         const NMEventRows rows{panel, pairs, spikes.spikes.get(), spikes.offset.data() + c * here.rows(), here.rows(),
                                target, ld, c > 0};
         nm_event().run[element_ == 4](rows);
-        if (c + 1 == count) finish(here, first, last, target, ld);
+        if (c + 1 == count) nm_finish(p_, sink_, here, first, last, target, ld);
         if (count > 1) y += here.rows() * width;
       }
     }
-  }
-
-  void finish(const NMBlock& block, int64_t first, int64_t last, float* sums, int64_t ld) const {
-    if (p_.scale != nullptr || p_.bias != nullptr) {
-      nm_event().finish(sums, ld, block.rows(), last - first, p_.scale != nullptr ? p_.scale + first : nullptr,
-                        p_.bias != nullptr ? p_.bias + first : nullptr);
-    }
-    sink_.take(block, first, last, sums, ld);
   }
 
   const NMProblem& p_;
@@ -322,8 +322,18 @@ double nm_firing_rate(const SpikeWindows& windows) {
   return bytes > 0 ? spikes / (8.0 * bytes) : 0.0;
 }
 
+void nm_finish(const NMProblem& p, const NMSink& sink, const NMBlock& block, int64_t first, int64_t last, float* sums,
+               int64_t ld) {
+  if (p.scale != nullptr || p.bias != nullptr) {
+    nm_event().finish(sums, ld, block.rows(), last - first, p.scale != nullptr ? p.scale + first : nullptr,
+                      p.bias != nullptr ? p.bias + first : nullptr);
+  }
+  sink.take(block, first, last, sums, ld);
+}
+
 void nm_run(const NMProblem& problem, const NMSink& sink) {
   if (problem.windows.rows() == 0 || problem.weight.outputs == 0) return;
+  if (nm_takes_windows(problem)) return nm_run_windows(problem, sink);
   Engine(problem, sink).run();
 }
 

@@ -20,7 +20,7 @@ const NMEventKernel& nm_event();
 const NMKernel* nm_kernel(int path, const NMWeight& w);
 
 // Memory of the calling thread, aligned to 64 bytes, kept for its next call; `slot` tells apart what is used at once.
-enum NMScratch { kPanelScratch, kSumScratch, kLifScratch, kScratchCount };
+enum NMScratch { kPanelScratch, kSumScratch, kLifScratch, kListScratch, kScratchCount };
 void* nm_scratch(NMScratch slot, int64_t bytes);
 
 // Rows of a block: `steps` times `count` positions from `position` on; row i is that of time i / count and position
@@ -55,6 +55,10 @@ struct NMProblem {
 
 // The share of set bits, 0 to 1.
 double nm_firing_rate(const SpikeWindows& windows);
+
+// Scale and bias to the sums of a block of the event path, and on to the sink.
+void nm_finish(const NMProblem& problem, const NMSink& sink, const NMBlock& block, int64_t first, int64_t last,
+               float* sums, int64_t ld);
 
 void nm_run(const NMProblem& problem, const NMSink& sink);
 

@@ -49,6 +49,18 @@ SNN_VECTOR_INLINE uint16_t* append_bytes(const uint8_t* bytes, int64_t count, ui
   return i < count ? append(some_bytes(bytes + i, count - i), base, out) : out;
 }
 
+// Appends `count` positions, each moved by `shift`. Reads and writes up to 2 * kLanes further ones.
+typedef uint16_t VectorS __attribute__((vector_size(4 * kLanes)));
+SNN_VECTOR_INLINE uint16_t* append_moved(const uint16_t* from, int64_t count, uint16_t shift, uint16_t* out) {
+  const VectorS by = VectorS{} + shift;
+  int64_t i = 0;
+  do {  // few spikes: no branch that depends on whether there are any
+    store_unaligned(out + i, load_unaligned<VectorS>(from + i) + by);
+    i += 2 * kLanes;
+  } while (i < count);
+  return out + count;
+}
+
 // Adds the row of a panel at `w` to the sums.
 template <bool kWide, int kPairs>
 SNN_VECTOR_INLINE void add_row(const char* w, VectorF (&sum)[2 * kPairs]) {

@@ -32,6 +32,9 @@ struct NMPiece {
 
 constexpr int64_t kSpikeSlack = 64;  // elements past the end of a list that may be overwritten
 
+constexpr int kNMWindowLines = 16;   // of a window at most
+constexpr int kNMWindowsListed = 8;  // whose spikes are listed before they are added
+
 struct NMEventRows {
   const void* panel;
   int pairs;
@@ -43,10 +46,30 @@ struct NMEventRows {
   bool accumulate;          // y holds sums already
 };
 
+// Windows side by side in one row of outputs. The spikes of a row of the image are listed once for all windows on it:
+// what a window takes of a row is one run of its list.
+struct NMEventWindows {
+  const void* panel;  // of all inputs, and a row of zeros behind them
+  int pairs;
+  int64_t inputs;
+  int64_t lines, taps, channels;            // rows and columns of a window; inputs of a pixel, a multiple of 8
+  const uint16_t* spikes[kNMWindowLines];   // pixel * channels + channel, of the image's row under each of the window's
+  const uint32_t* offset[kNMWindowLines];   // of pixel p, outside too: spikes[offset[p]] to [p + 1]
+  int64_t left, step, count;                // pixel at the first window's left, outside or not; to the next; windows
+  uint16_t* list;                           // scratch: kNMWindowsListed * (inputs + 1) + kSpikeSlack
+  float* y;                                 // [count, 2 * pairs * lanes], stride ldy
+  int64_t ldy;
+};
+
 struct NMEventKernel {
   // The positions of the set bits of a row, ascending; returns their number. Writes up to kSpikeSlack further ones.
   int64_t (*list)(const uint8_t* row, const NMPiece* pieces, int64_t count, uint16_t* spikes);
   void (*run[2])(const NMEventRows& rows);  // [float32 panel]
+  // The spikes of `pixels` pixels of `bytes` bytes, `stride` bytes apart, and offset[p] for 0 <= p <= pixels. Writes
+  // up to kSpikeSlack further spikes.
+  void (*list_pixels)(const uint8_t* bits, int64_t pixels, int64_t stride, int64_t bytes, uint16_t* spikes,
+                      uint32_t* offset);
+  void (*run_windows[2])(const NMEventWindows& windows);  // [float32 panel]
   // y[r, i] = y[r, i] * scale[i] + bias[i], each where it is not null.
   void (*finish)(float* y, int64_t ldy, int64_t rows, int64_t n, const float* scale, const float* bias);
 };

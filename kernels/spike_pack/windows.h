@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -94,6 +95,56 @@ struct SpikeWindows {
     return buffer;
   }
 
+  // gather() of windows r .. r + count, side by side in one row of them, `step` bytes apart, of which the last
+  // kRunSlack may follow those of a window; `line`: scratch of kLineBytes. Pixels are laid side by side once for each
+  // row of the kernel, with what is outside, so that every window is copied in the same way.
+  void gather_run(int64_t r, int64_t count, uint8_t* out, int64_t step, uint8_t* line) const {
+    const int64_t pixel_count = (count - 1) * step_w + kernel_w, run = kernel_w * segment_bytes;
+    const bool alone = count == 1 || (dilation_w != 1 && kernel_w != 1);
+    if (alone || pixel_count > (kLineBytes - kRunSlack) / std::max<int64_t>(1, segment_bytes)) {
+      for (int64_t j = 0; j < count; ++j) gather(r + j, out + j * step);
+      return;
+    }
+    const int64_t b = r / pixels(), rest = r % pixels();
+    const int64_t top = rest / out_w * step_h - pad_h, left = rest % out_w * step_w - pad_w;
+    for (int64_t i = 0; i < kernel_h; ++i, out += run) {
+      const int64_t h = top + i * dilation_h;
+      lay_out(b, h >= 0 && h < height ? h : -1, left, pixel_count, line);
+      if (run <= kRunSlack) {
+        copy_runs<1>(out, step, line, step_w * segment_bytes, count);
+      } else if (run <= 2 * kRunSlack) {
+        copy_runs<2>(out, step, line, step_w * segment_bytes, count);
+      } else {
+        const int64_t pieces = (run + kRunSlack - 1) / kRunSlack;
+        for (int64_t j = 0; j < count; ++j) {
+          for (int64_t q = 0; q < pieces; ++q) {
+            std::memcpy(out + j * step + q * kRunSlack, line + j * step_w * segment_bytes + q * kRunSlack, kRunSlack);
+          }
+        }
+      }
+    }
+  }
+  static constexpr int64_t kRunSlack = 16, kLineBytes = 16 << 10;
+
+  // The bytes of `count` pixels of row h of image b (-1: of zeros) from pixel `left` on; zeros outside.
+  void lay_out(int64_t b, int64_t h, int64_t left, int64_t count, uint8_t* line) const {
+    const int64_t begin = std::clamp<int64_t>(-left, 0, count), end = std::clamp<int64_t>(width - left, begin, count);
+    if (h < 0 || begin == end) {
+      std::memset(line, 0, count * segment_bytes);
+      return;
+    }
+    std::memset(line, 0, begin * segment_bytes);
+    std::memset(line + end * segment_bytes, 0, (count - end) * segment_bytes);
+    if (stride_w == segment_bytes) {
+      std::memcpy(line + begin * segment_bytes, pixel(b, h, left + begin), (end - begin) * segment_bytes);
+    } else {
+      for (int64_t j = begin; j < end; ++j) copy(line + j * segment_bytes, pixel(b, h, left + j), segment_bytes);
+    }
+    if (last_mask != 0xff) {
+      for (int64_t j = begin + 1; j <= end; ++j) line[j * segment_bytes - 1] &= last_mask;
+    }
+  }
+
   // The bytes under window r, kernel position by kernel position.
   void gather(int64_t r, uint8_t* out) const {
     const int64_t b = r / pixels(), rest = r % pixels();
@@ -140,6 +191,13 @@ struct SpikeWindows {
     if (__builtin_mul_overflow(out_h, out_w, &area) || __builtin_mul_overflow(batch, area, &rows) ||
         __builtin_mul_overflow(kernel_h * kernel_w, bytes, &window) || __builtin_mul_overflow(rows, window, &all)) {
       throw std::runtime_error("padding: there are too many windows");
+    }
+  }
+
+  template <int kPieces>
+  static void copy_runs(uint8_t* out, int64_t step, const uint8_t* line, int64_t line_step, int64_t count) {
+    for (int64_t j = 0; j < count; ++j, out += step, line += line_step) {
+      for (int q = 0; q < kPieces; ++q) std::memcpy(out + q * kRunSlack, line + q * kRunSlack, kRunSlack);
     }
   }
 
