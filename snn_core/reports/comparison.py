@@ -27,8 +27,9 @@ def compare_runs(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         JSON values: ``runs``; ``groups`` (same method, pattern and data set: means, sample standard deviation);
-        ``pairs`` (group minus the base on the same data set, which is the dense one or else the first: mean of the
-        paired differences, its standard error, wins, ties and losses); ``notes``. A pair is two runs with the same
+        ``pairs`` (group minus the base on the same data set, which is the dense one or else the first, and SpikeNM
+        minus the other methods of its pattern: mean of the paired differences, its standard error, wins, ties and
+        losses); ``notes``. A pair is two runs with the same
         seed, training and test data; where a group has several such runs, the first one counts, and a note says so.
 
     Raises:
@@ -45,10 +46,8 @@ def compare_runs(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     pairs = []
     for data in dict.fromkeys(data for data, _ in groups):
         inside = {label: members for (name, label), members in groups.items() if name == data}
-        base = "dense" if "dense" in inside else next(iter(inside))
-        for label, members in inside.items():
-            if label != base:
-                pairs.append(_pair(label, members, base, inside[base], data, notes))
+        for label, base in _what_to_pair(inside):
+            pairs.append(_pair(label, inside[label], base, inside[base], data, notes))
     notes += _different_settings(runs)
     return plain(
         {
@@ -60,6 +59,21 @@ def compare_runs(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "notes": notes,
         }
     )
+
+
+def _what_to_pair(groups: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Every group with the base; then, among those of one pattern, SpikeNM (or else the first) with every other."""
+    base = "dense" if "dense" in groups else next(iter(groups))
+    chosen = [(label, base) for label in groups if label != base]
+    patterns: dict[str, list[str]] = {}
+    for label, members in groups.items():
+        if members[0]["pattern"] is not None:
+            patterns.setdefault(members[0]["pattern"], []).append(label)
+    for pattern, labels in patterns.items():
+        lead = f"spikenm {pattern}" if f"spikenm {pattern}" in labels else labels[0]
+        others = [(lead, label) for label in labels if label != lead]
+        chosen += [pair for pair in others if pair not in chosen and pair[::-1] not in chosen]
+    return chosen
 
 
 def pairing_key(report: dict[str, Any]) -> tuple[Any, ...] | None:

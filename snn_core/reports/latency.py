@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -71,7 +72,8 @@ def measure_latency(
         minimum: calls of each, at least.
 
     Returns:
-        ``machine``; ``batches``, a list of {batch_size, contenders: a list of {name, median_ms, p25_ms, p75_ms, calls,
+        ``machine``; ``load_before``, how many processes ran in the minute before, where the system says it;
+        ``batches``, a list of {batch_size, contenders: a list of {name, median_ms, p25_ms, p75_ms, calls,
         times_as_fast}}; ``agreement``: name -> {largest_difference of the logits on
         all frames, same_class, fraction of the samples}.
 
@@ -80,6 +82,7 @@ def measure_latency(
     """
     if not contenders or frames.ndim < 2 or frames.shape[1] == 0:
         raise ArgumentError(f"nothing to time: {len(contenders)} contenders, frames of shape {list(frames.shape)}")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     sizes = sorted({min(size, frames.shape[1]) for size in BATCH_SIZES})
     with torch.no_grad():
         logits = {name: model(frames).float() for name, model in contenders.items()}
@@ -92,7 +95,13 @@ def measure_latency(
         }
         for name, value in logits.items()
     }
-    return {"machine": describe_machine(), "batches": batches, "agreement": agreement, "T": frames.shape[0]}
+    return {
+        "machine": describe_machine(),
+        "load_before": load,
+        "T": frames.shape[0],
+        "batches": batches,
+        "agreement": agreement,
+    }
 
 
 def _time_batch(contenders: Mapping[str, nn.Module], frames: Tensor, seconds: float, minimum: int) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "count": count, "si": si, "percent": percent, "points": points, "significant": significant,
+        "data_name": data_name,
         "shape": lambda shape: " x ".join(str(side) for side in shape) if shape else "-",
         "shares": lambda values: " ".join(f"{value:.2f}" for value in values),
     }  # fmt: skip
@@ -123,8 +124,10 @@ def si(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction, in percent with one digit."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    """A fraction, in percent with one digit, or two below 1 %."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.{2 if 0 < value < 0.01 else 1}f} %"
 
 
 def points(value: float | None, signed: bool = False) -> str:
@@ -137,13 +140,19 @@ def significant(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def data_name(name: str | None, simulated: bool | None) -> str:
+    """The data set's name, which says that it is simulated."""
+    text = str(name or "unknown data")
+    return f"{text} (simulated)" if simulated and "simulated" not in text else text
+
+
 # ---- what stands on a run's page -------------------------------------------------------------------------------------
 
 
 def _headline(report: dict[str, Any]) -> str:
     how = {"dense": "dense", "spikenm": "SpikeNM"}.get(report["method"], report["method"])
     pattern = f" {report['pattern']}" if report["pattern"] else ""
-    return f"{how}{pattern} on {report['data'].get('name') or 'unknown data'}, seed {report['seed']}"
+    return f"{how}{pattern} on {data_name(report['data']['name'], report['data']['simulated'])}, seed {report['seed']}"
 
 
 def _tiles(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -189,7 +198,7 @@ def _run_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("training", None if report["seconds"] is None else f"{report['seconds']:,.1f} s on {report['device']}"),
         ("finished", report["date"]),
         ("versions", versions or (report["version"] and f"snn_core {report['version']}")),
-        ("machine", processor and f"{processor}, {machine.get('cores')} cores, {machine.get('threads')} threads"),
+        ("machine", processor and f"{processor}, {machine.get('cores')} cores, threads: {machine.get('threads')}"),
         ("folder", report["folder"]),
     ]
     return [(name, str(value)) for name, value in rows if value is not None]
@@ -239,9 +248,11 @@ def _latency_note(latency: dict[str, Any] | None) -> str:
     worst = min((entry["same_class"] for entry in agreement.values()), default=1.0)
     largest = [entry["largest_difference"] for entry in agreement.values()]
     known = [value for value in largest if value is not None]
+    load = latency["load_before"]
+    busy = "" if load is None or load < 0.5 else f" (busy: {load:.1f} processes ran in the minute before)"
     difference = f"logits differ by at most {max(known):.2g}" if known else "logits are not finite"
     return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch "
+        f"{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}{busy}, torch "
         f"{machine['versions']['torch']}; medians of calls in turn, T = {latency['T']}, inputs: {latency['frames']}; "
         f"float32; times as fast: the first row's time over this one's. Against the first row, {difference}, and "
         f"{100 * worst:.1f} % of the samples get the same class."

@@ -35,8 +35,9 @@ th, td { text-align: right; padding: .28rem .55rem; border-bottom: 1px solid var
   font-variant-numeric: tabular-nums; vertical-align: top; }
 th { color: var(--muted); font-weight: 600; white-space: normal; position: sticky; top: 0;
   background: var(--paper); vertical-align: bottom; }
-th:first-child, td:first-child, .left { text-align: left; }
-td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
+th:first-child, td:first-child, th.left, td.left { text-align: left; }
+td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+table.layers { font-size: .8rem; } table.layers th, table.layers td { padding: .25rem .4rem; }
 table.facts { width: auto; } table.facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--muted); padding-right: 1.4rem; white-space: nowrap; }
 tr.total td { font-weight: 650; border-top: 2px solid var(--grid); }
@@ -116,7 +117,7 @@ whether real</span>{% elif run.data.simulated %}<span class="badge simulated">si
 {% else %}<p>No epoch was recorded.</p>{% endif %}
 
 {% if run.layers %}<h2>Layers</h2>
-<div class="scroll tall"><table>
+<div class="scroll tall"><table class="layers">
 <thead><tr><th>layer</th><th>shape</th><th>pattern</th><th>kept</th><th>entropy, bits a block</th>
 <th>positions kept</th><th>firing rate</th><th>SynOps dense</th><th>SynOps</th><th>bytes dense, 32 / 16 bit</th>
 <th>bytes compressed, 32 / 16 bit</th><th>blocks over N:M</th></tr></thead>
@@ -194,10 +195,10 @@ COMPARISON = """{% extends "page" %}{% from "macros" import facts, notes, figure
 <header><h1>{{ title }}</h1><p class="sub">{{ headline }}</p></header>
 {{ notes(comparison.notes) }}
 <h2>Groups</h2>
-<div class="scroll"><table><thead><tr><th>method</th><th>data</th><th>runs</th><th>accuracy</th><th>deviation</th>
+<div class="scroll"><table><thead><tr><th>method</th><th class="left">data</th><th>runs</th><th>accuracy</th><th>deviation</th>
 <th>kept</th><th>SynOps</th><th>energy µJ</th><th>compressed bytes</th></tr></thead><tbody>
 {% for group in comparison.groups %}<tr><td>{{ group.label }}</td>
-<td class="left wrap">{{ group.data }}{% if group.simulated %} (simulated){% endif %}</td><td>{{ group.runs }}</td>
+<td class="left wrap">{{ group.data|data_name(group.simulated) }}</td><td>{{ group.runs }}</td>
 <td>{{ group.accuracy|percent }}</td><td>{{ group.accuracy_std|points }}</td><td>{{ group.kept_fraction|percent }}</td>
 <td>{{ group.synops|si }}</td><td>{{ group.microjoule|significant }}</td>
 <td>{{ group.bytes_file_compressed|count }}</td></tr>
@@ -215,11 +216,12 @@ accuracy. Energy: an estimate, see the page of a run.</p>
 <p class="caption">A pair is two runs with the same seed, training data and test data. The standard error is that of the
 mean of the paired differences; with few pairs it is itself uncertain.</p>{% endif %}
 <h2>Runs</h2>
-<div class="scroll"><table><thead><tr><th>run</th><th>method</th><th>data</th><th>seed</th><th>accuracy</th>
+<div class="scroll"><table><thead><tr><th>run</th><th class="left">method</th>
+<th class="left">data</th><th>seed</th><th>accuracy</th>
 <th>kept</th><th>SynOps</th><th>energy µJ</th><th>compressed bytes</th><th>training s</th>
 <th>version</th></tr></thead><tbody>
-{% for run in comparison.runs %}<tr><td class="wrap">{{ run.name }}</td><td>{{ run.label }}</td>
-<td class="left wrap">{{ run.data.name or "-" }}{% if run.data.simulated %} (simulated){% endif %}</td>
+{% for run in comparison.runs %}<tr><td class="wrap">{{ run.name }}</td><td class="left">{{ run.label }}</td>
+<td class="left wrap">{{ run.data.name|data_name(run.data.simulated) }}</td>
 <td>{{ run.seed }}</td><td>{{ run.accuracy|percent if run.finished else "interrupted" }}</td>
 <td>{{ run.totals.pruned_kept_fraction|percent }}</td><td>{{ run.totals.synops|si }}</td>
 <td>{{ (run.energy.microjoule if run.energy else none)|significant }}</td>
