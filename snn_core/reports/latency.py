@@ -155,6 +155,8 @@ def run_latency(run: RunFolder, frames: Tensor | None, *, seconds: float = 1.0) 
     """
     if run.command != "prune" or not run.finished:
         return None, ""
+    if run.unstructured:
+        return None, "The latency was not measured: masks without an N:M pattern have no compressed form."
     try:
         contenders = load_contenders(run)
         shown = random_frames(run, contenders["dense"], max(BATCH_SIZES)) if frames is None else frames

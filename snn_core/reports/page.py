@@ -191,7 +191,7 @@ def _run_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("samples, training / test", f"{count(data.get('train_samples'))} / {count(data.get('test_samples'))}"),
         ("time steps T", data.get("T")),
         ("method", report["method"]),
-        ("pattern", report["pattern"] or "none: dense"),
+        ("pattern", _patterns(report)),
         ("seed", report["seed"]),
         ("network", f"{network.get('name') or 'unknown'}{f' ({options})' if options else ''}"),
         ("epochs", train.get("epochs")),
@@ -202,6 +202,18 @@ def _run_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("folder", report["folder"]),
     ]
     return [(name, str(value)) for name, value in rows if value is not None]
+
+
+def _patterns(report: dict[str, Any]) -> str:
+    """The run's pattern, and those of its layers where they differ."""
+    if report["pattern"] is None:
+        return "none: dense"
+    found = dict.fromkeys(layer["pattern"] for layer in report["layers"] if layer["state"] == "pruned")
+    if not found or list(found) == [report["pattern"]]:
+        return str(report["pattern"])
+    if list(found) == [None]:
+        return f"as many weights as {report['pattern']} keeps, unstructured"
+    return f"{report['pattern']}; by layer: {', '.join(str(pattern) for pattern in found)}"
 
 
 def _figures(report: dict[str, Any], run: RunFolder) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def unstructured(self) -> bool:
+        """Whether its masks have no N:M pattern, so that there is no compressed form."""
+        return self.finished and self.command == "prune" and self.result.get("compressed_bytes", 0) is None
+
+    @property
     def name(self) -> str:
         """The folder's own name."""
         return self.path.resolve().name
@@ -167,7 +172,7 @@ def _read_finished(run: RunFolder, result: dict[str, Any]) -> None:
     except SnnCoreError as error:
         run.notes.append(f"Weights and masks are not shown: {error}")
     run.patterns = _recorded_patterns(run)
-    if run.command == "prune":
+    if run.command == "prune" and not run.unstructured:
         _read_compressed_file(run)
     _check_masks(run)
 

@@ -195,8 +195,8 @@ COMPARISON = """{% extends "page" %}{% from "macros" import facts, notes, figure
 <header><h1>{{ title }}</h1><p class="sub">{{ headline }}</p></header>
 {{ notes(comparison.notes) }}
 <h2>Groups</h2>
-<div class="scroll"><table><thead><tr><th>method</th><th class="left">data</th><th>runs</th><th>accuracy</th><th>deviation</th>
-<th>kept</th><th>SynOps</th><th>energy µJ</th><th>compressed bytes</th></tr></thead><tbody>
+<div class="scroll"><table><thead><tr><th>method</th><th class="left">data</th><th>runs</th><th>accuracy</th>
+<th>deviation</th><th>kept</th><th>SynOps</th><th>energy µJ</th><th>compressed bytes</th></tr></thead><tbody>
 {% for group in comparison.groups %}<tr><td>{{ group.label }}</td>
 <td class="left wrap">{{ group.data|data_name(group.simulated) }}</td><td>{{ group.runs }}</td>
 <td>{{ group.accuracy|percent }}</td><td>{{ group.accuracy_std|points }}</td><td>{{ group.kept_fraction|percent }}</td>

@@ -185,12 +185,30 @@ def test_values_of_the_wrong_kind_do_not_stop_the_page(make_conv):
 def test_unstructured_masks_have_no_pattern(make_conv):
     folder = make_conv()
     layers = json.loads((folder / "result.json").read_text())["layers"]
-    change_result(folder, method="magnitude", pattern="unstructured", layers=[x | {"pattern": None} for x in layers])
+    path = folder / "result.json"
+    result = json.loads(path.read_text()) | {"method": "magnitude", "compressed_bytes": None}
+    path.write_text(json.dumps(result | {"layers": [layer | {"pattern": None} for layer in layers]}))
     (folder / "compressed.safetensors").unlink()
     data, text = render(folder)
-    assert "unstructured" in text
+    assert "as many weights as 2:4 keeps, unstructured" in text
+    assert data["notes"] == []
+    assert "no compressed form" in run_latency(read_run(folder), None)[1]
     assert all(layer["mask"] is None and layer["bytes"]["compressed_16"] is None for layer in data["layers"])
     assert data["totals"]["pruned_layers"] == 2
+
+
+def test_patterns_by_layer(make_conv, undrawn):
+    folder = make_conv()
+    layers = json.loads((folder / "result.json").read_text())["layers"]
+    for layer in layers:
+        layer["pattern"] = "1:2" if layer["name"] == "blocks.2.conv" else layer["pattern"]
+    change_result(folder, layers=layers)
+    data, text = render(folder)
+    assert "2:4; by layer: 2:4, 1:2" in text
+    patterns = [
+        (layer["pattern"], layer["mask"] and len(layer["mask"]["position_frequency"])) for layer in data["layers"]
+    ]
+    assert patterns == [(None, None), ("2:4", 4), ("1:2", 2), (None, None)]
 
 
 def test_pictures_are_bounded_and_keep_their_means():
