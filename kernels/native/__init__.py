@@ -114,11 +114,13 @@ def triton_backend() -> NativeLibrary:
         from snn_core.kernels.lif import triton as lif_triton
         from snn_core.kernels.nm_matmul import triton as nm_matmul_triton
         from snn_core.kernels.spike_pack import triton as spike_pack_triton
+        from snn_core.kernels.topk_sampler import triton as topk_sampler_triton
     except Exception as error:  # a triton that does not fit this torch or Python fails in many ways
         return NativeLibrary(False, f"does not import: {type(error).__name__}: {error}")
     lif_triton.register()
     nm_matmul_triton.register()
     spike_pack_triton.register()
+    topk_sampler_triton.register()
     return NativeLibrary(True, "")
 
 
