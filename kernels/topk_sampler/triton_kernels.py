@@ -1,7 +1,7 @@
 """Triton kernels of the top-k sampler: draw, relaxed draws, their gradient. Launchers: ``triton.py`` beside this file.
 
-A program owns BLOCK blocks with their positions, padded to a power of two, in registers. Steps and their order are those
-of ``topk_sampler.h``, compiled without fused multiply-add, so that masks are the same bits. Nothing is stored between
+A program owns BLOCK blocks with their positions, padded to a power of two, in registers. Steps and their order are
+those of ``topk_sampler.h``, compiled without fused multiply-add, so that masks are the same bits. Nothing is stored between
 the passes: noise and draws are made again. The gradient makes the draws before the j-th again for each j (n^2 / 2
 softmaxes in place of n sets of registers).
 """
@@ -63,19 +63,17 @@ def gumbel(block, position, seed, offset_low, offset_high):
 @triton.jit
 def load_rows(pointer, start, lane, position, block_stride, position_stride, mask, ALIGN: tl.constexpr):
     """``[P, BLOCK]`` of a tensor; a block stride of None is 1 (positions outermost), a position stride of None is 1."""
-    return tl.load(row_pointers(pointer, start, lane, position, block_stride, position_stride, ALIGN), mask=mask, other=0.0)
+    places = row_pointers(pointer, start, lane, position, block_stride, position_stride, ALIGN)
+    return tl.load(places, mask=mask, other=0.0)
 
 
 @triton.jit
 def row_pointers(pointer, start, lane, position, block_stride, position_stride, ALIGN: tl.constexpr):
     """Where the elements are."""
     if block_stride is None:
-        row = pointer + position.to(tl.int64) * aligned(position_stride, ALIGN) + start
-        if ALIGN > 1:
-            row = tl.multiple_of(row, [ALIGN * 4, ALIGN * 4])
-        places = row + lane
+        places = pointer + position.to(tl.int64) * aligned(position_stride, ALIGN) + start + lane
     else:
-        step = position if position_stride is None else position * position_stride
+        step = position if position_stride is None else position.to(tl.int64) * position_stride
         places = pointer + (start + lane) * block_stride + step
     return places
 
@@ -107,18 +105,25 @@ def next_draw(a, p, reciprocal):
     return a + log_portable(tl.maximum(1.0 - p, EPSILON)) * reciprocal
 
 
+@triton.jit
+def _tile(blocks, M: tl.constexpr, PADDED: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr):
+    """First block of this program, its blocks ``[1, BLOCK]``, positions ``[PADDED, 1]``, and what there is of them."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)[None, :]
+    position = tl.arange(0, PADDED)[:, None]
+    count = tl.multiple_of(tl.minimum(blocks - start, BLOCK).to(tl.int32), ALIGN)
+    return start, lane, position, (position < M) & (lane < count)
+
+
 @_jit
 def sample_kernel(
-    logits, anchor, mask, wrong, blocks: tl.int64, n, l_block: tl.int64, l_position: tl.int64, a_block: tl.int64,
-    a_position: tl.int64, o_block: tl.int64, o_position: tl.int64, kappa, rho, eta, seed: tl.int64,
+    logits, anchor, mask, wrong, blocks: tl.int64, n, l_block, l_position, a_block,
+    a_position, o_block, o_position, kappa, rho, eta, seed: tl.int64,
     offset_low: tl.int64, offset_high: tl.int64,
     M: tl.constexpr, PADDED: tl.constexpr, NOISE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The mask, and into ``wrong`` the number of blocks whose key is not finite."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    lane = tl.arange(0, BLOCK)[None, :]
-    position = tl.arange(0, PADDED)[:, None]
-    exists = (position < M) & (start + lane < blocks)
+    start, lane, position, exists = _tile(blocks, M, PADDED, ALIGN, BLOCK)
     key = make_key(
         logits, anchor, start, lane, position, exists, l_block, l_position, a_block, a_position, kappa, rho, eta, seed,
         offset_low, offset_high, NOISE, ALIGN,
@@ -139,16 +144,13 @@ def sample_kernel(
 
 @_jit
 def soft_kernel(
-    logits, anchor, soft, blocks: tl.int64, n, l_block: tl.int64, l_position: tl.int64, a_block: tl.int64,
-    a_position: tl.int64, o_block: tl.int64, o_position: tl.int64, kappa, rho, eta, reciprocal, seed: tl.int64,
+    logits, anchor, soft, blocks: tl.int64, n, l_block, l_position, a_block,
+    a_position, o_block, o_position, kappa, rho, eta, reciprocal, seed: tl.int64,
     offset_low: tl.int64, offset_high: tl.int64,
     M: tl.constexpr, PADDED: tl.constexpr, NOISE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The sum of the relaxed draws."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    lane = tl.arange(0, BLOCK)[None, :]
-    position = tl.arange(0, PADDED)[:, None]
-    exists = (position < M) & (start + lane < blocks)
+    start, lane, position, exists = _tile(blocks, M, PADDED, ALIGN, BLOCK)
     key = make_key(
         logits, anchor, start, lane, position, exists, l_block, l_position, a_block, a_position, kappa, rho, eta, seed,
         offset_low, offset_high, NOISE, ALIGN,
@@ -164,16 +166,13 @@ def soft_kernel(
 
 @_jit
 def backward_kernel(
-    grad, logits, anchor, result, blocks: tl.int64, n, g_block: tl.int64, g_position: tl.int64, l_block: tl.int64,
-    l_position: tl.int64, a_block: tl.int64, a_position: tl.int64, o_block: tl.int64, o_position: tl.int64, kappa, rho,
+    grad, logits, anchor, result, blocks: tl.int64, n, g_block, g_position, l_block,
+    l_position, a_block, a_position, o_block, o_position, kappa, rho,
     eta, reciprocal, seed: tl.int64, offset_low: tl.int64, offset_high: tl.int64,
     M: tl.constexpr, PADDED: tl.constexpr, NOISE: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the relaxed draws to the logits."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    lane = tl.arange(0, BLOCK)[None, :]
-    position = tl.arange(0, PADDED)[:, None]
-    exists = (position < M) & (start + lane < blocks)
+    start, lane, position, exists = _tile(blocks, M, PADDED, ALIGN, BLOCK)
     key = make_key(
         logits, anchor, start, lane, position, exists, l_block, l_position, a_block, a_position, kappa, rho, eta, seed,
         offset_low, offset_high, NOISE, ALIGN,

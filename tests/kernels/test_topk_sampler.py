@@ -7,6 +7,7 @@ import torch
 from scipy.stats import chi2
 
 from snn_core.errors import ArgumentError
+from snn_core.kernels.native import cpu_library
 from snn_core.kernels.topk_sampler import (
     gumbel_noise,
     hard_topk,
@@ -15,8 +16,10 @@ from snn_core.kernels.topk_sampler import (
     relaxed_topk_backward,
     sample_topk,
     straight_through,
+    topk_sample,
 )
 
+BACKENDS = ["reference"] + ["cpp"] * cpu_library().available
 SIZES = [(2, 4), (1, 4), (2, 8), (1, 16), (3, 5), (4, 4), (7, 32)]
 
 
@@ -85,15 +88,11 @@ def plackett_luce(logits, n):
     return sets
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 6), (2, 8)])
-@pytest.mark.parametrize("temperature", [0.3, 4.0])
-def test_hard_draws_follow_the_plackett_luce_law(n, m, temperature):
-    draws = 40_000
-    generator = torch.Generator().manual_seed(11)
-    logits = torch.randn(m, generator=generator)
-    sample = sample_topk(logits.expand(draws, m), n, temperature=temperature, generator=generator)
-    assert torch.equal(sample.hard.sum(-1), torch.full((draws,), n))
-    codes = (sample.hard.long() << torch.arange(m)).sum(-1)
+def p_value(hard, logits, n):
+    """Of the chi-square test of draws ``hard [draws, M]`` against the Plackett-Luce law of ``logits [M]``."""
+    draws, m = hard.shape
+    assert torch.equal(hard.sum(-1), torch.full((draws,), n))
+    codes = (hard.long() << torch.arange(m)).sum(-1)
     expected = plackett_luce(logits, n)
     statistic, covered = 0.0, 0
     for chosen, probability in expected.items():
@@ -101,20 +100,32 @@ def test_hard_draws_follow_the_plackett_luce_law(n, m, temperature):
         statistic += (observed - draws * probability) ** 2 / (draws * probability)
         covered += observed
     assert covered == draws
-    assert chi2.sf(statistic, len(expected) - 1) > 1e-3
+    return chi2.sf(statistic, len(expected) - 1)
+
+
+def chi_square_of_draws(n, m, backend, draws=40_000, noise_scale=1.0):
+    logits = torch.randn(m, generator=torch.Generator().manual_seed(11))
+    hard = topk_sample(logits.expand(draws, m), n, seed=5, offset=3, noise_scale=noise_scale, backend=backend)
+    return p_value(hard, logits, n)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 8), (2, 8), (3, 6)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hard_draws_follow_the_plackett_luce_law(n, m, backend):
+    assert chi_square_of_draws(n, m, backend) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.3, 4.0])
+def test_draws_from_a_generator_follow_the_law_at_any_temperature(temperature):
+    generator = torch.Generator().manual_seed(11)
+    logits = torch.randn(4, generator=generator)
+    sample = sample_topk(logits.expand(40_000, 4), 2, temperature=temperature, generator=generator)
+    assert p_value(sample.hard, logits, 2) > 1e-3
 
 
 def test_the_law_test_can_fail():
     """At half the noise the draws must be rejected: the statistical test above has power."""
-    generator = torch.Generator().manual_seed(11)
-    logits = torch.randn(4, generator=generator)
-    sample = sample_topk(logits.expand(40_000, 4), 2, temperature=1.0, generator=generator, noise_scale=0.5)
-    codes = (sample.hard.long() << torch.arange(4)).sum(-1)
-    statistic = sum(
-        (int((codes == sum(1 << i for i in chosen)).sum()) - 40_000 * p) ** 2 / (40_000 * p)
-        for chosen, p in plackett_luce(logits, 2).items()
-    )
-    assert chi2.sf(statistic, 5) < 1e-6
+    assert chi_square_of_draws(2, 4, "auto", noise_scale=0.5) < 1e-6
 
 
 def test_sample_is_deterministic_by_seed_and_uses_the_anchor():
@@ -181,6 +192,11 @@ def test_half_types_draw_as_float32_does(dtype):
         (lambda k: relaxed_topk_backward(k[:1], k, 2, 1.0), "grad_soft"),
         (lambda k: sample_topk(k, 2, temperature=1.0), "generator"),
         (lambda k: sample_topk(k, 2, temperature=1.0, noise_scale=-1.0), "noise_scale"),
+        (lambda k: sample_topk(k, 2, temperature=1.0, seed=1, generator=torch.Generator()), "generator and seed"),
+        (lambda k: topk_sample(k, 2, seed=2**64), "seed must"),
+        (lambda k: topk_sample(k, 2, seed=0, offset=0.5), "offset must"),
+        (lambda k: topk_sample(k.index_fill(1, torch.tensor([2]), float("nan")), 2, seed=0), "61 of 244 .* not finite"),
+        (lambda k: topk_sample(k.float() * float("inf"), 2, seed=0), "not finite"),
         (lambda k: sample_topk(k, 2, temperature=1.0, noise_scale=0.0, anchor=k[:1]), "anchor"),
     ],
 )
