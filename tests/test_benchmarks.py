@@ -262,6 +262,19 @@ def test_readme_tables() -> None:
     run_in_benchmarks(program)
 
 
+def test_pruning_cost_benchmark(tmp_path: Path) -> None:
+    target = tmp_path / "cost.json"
+    command = ("benchmarks/pruning_cost.py", "--networks", "linear-small", "--turns", "1", "--pattern", "1:8")
+    printed = run(*command, "--no-memory", "--json", target)
+    rows = {row["contender"]: row for row in json.loads(target.read_text())["rows"]}
+    assert rows["dense"]["wall_ratio"] == rows["dense"]["processor_ratio"] == 1
+    assert all(row["wall_ms"] > 0 and name in printed for name, row in rows.items())
+    assert rows["sr-ste"]["pruned_weights"] == 2 * 64 * 64
+    state = ("logits", "exp_avg", "exp_avg_sq")
+    assert rows["spikenm, sampler only"]["bytes_a_block"] == dict.fromkeys(state, 8 * 4.0)
+    assert set(rows["spikenm, EID every step"]["bytes_a_block"]) == {*state, "credit", "targets"}
+
+
 def test_inference_benchmark(tmp_path: Path) -> None:
     command = [
         "benchmarks/inference.py", "--networks", "conv-snn", "--batches", "1", "--quick", "--threads", "1", "--repeats",

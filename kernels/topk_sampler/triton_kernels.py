@@ -1,9 +1,9 @@
 """Triton kernels of the top-k sampler: draw, relaxed draws, their gradient. Launchers: ``triton.py`` beside this file.
 
 A program owns BLOCK blocks with their positions, padded to a power of two, in registers. Steps and their order are
-those of ``topk_sampler.h``, compiled without fused multiply-add, so that masks are the same bits. Nothing is stored between
-the passes: noise and draws are made again. The gradient makes the draws before the j-th again for each j (n^2 / 2
-softmaxes in place of n sets of registers).
+those of ``topk_sampler.h``, compiled without fused multiply-add, so that masks are the same bits. Nothing is stored
+between the passes: noise and draws are made again. The gradient makes the draws before the j-th again for each j (n^2
+/ 2 softmaxes in place of n sets of registers).
 """
 # Kernels are written in Triton's language, whose types mypy does not know.
 # mypy: disable-error-code="no-untyped-def, assignment, attr-defined"
