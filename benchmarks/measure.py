@@ -21,6 +21,8 @@ ROTATION_BYTES = 256 << 20  # more than the L2 cache of any GPU
 QUICK_SECONDS = 0.2
 #: A turn of a quick contender.
 BURST_SECONDS, BURST_CALLS = 0.02, 10
+#: Calls up to so long are made twice in a turn.
+TWICE_SECONDS = 1.0
 #: How long the device is kept busy before a timed call, so that Python is ahead of it when the first kernel starts.
 HEAD_START_SECONDS = 300e-6
 Stages = tuple[float, ...]
@@ -85,8 +87,9 @@ def interleave(
 ) -> dict[str, list[Stages]]:
     """Stage times of every contender, in turn, so that a slow spell of the machine hits all alike.
 
-    A turn is one call, or of quick ones several, in BURST_SECONDS: then the first is not counted, because it finds the
-    caches, and cores on which another runtime's threads still spin, as the contender before left them.
+    A turn is several calls, in BURST_SECONDS or at least two: the first is not counted, because it finds the caches,
+    memory that the system has taken back meanwhile, and cores on which another runtime's threads still spin, as the
+    contender before left them. Calls of more than TWICE_SECONDS are made once.
     A contender leaves the round after ``repeats`` calls that took QUICK_SECONDS in total (quick ones are called more
     often, at most 20 times ``repeats``), or after ``seconds`` in total and at least ``minimum`` calls. One that raises
     is told to ``failed``, has no times, and does not stop the others; without ``failed`` its exception goes on.
@@ -116,9 +119,11 @@ def interleave(
 def _turn(run: Callable[[], Stages]) -> list[Stages]:
     began = time.perf_counter()
     stages = [run()]
-    while time.perf_counter() - began < BURST_SECONDS and len(stages) < 1 + BURST_CALLS:
+    if time.perf_counter() - began > TWICE_SECONDS:
+        return stages
+    while len(stages) < 2 or (time.perf_counter() - began < BURST_SECONDS and len(stages) < 1 + BURST_CALLS):
         stages.append(run())
-    return stages[1:] if len(stages) > 2 else stages[:1]
+    return stages[1:]
 
 
 def medians(times: list[Stages]) -> Stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,7 @@ class NMPruner(ABC):
     """
 
     method: str
+    _fades = False  # whether the option mask_decay is this method's
 
     def __init__(
         self,
@@ -246,7 +248,8 @@ class NMPruner(ABC):
 
     def schedule(self) -> Schedule:
         """Temperature, noise and the like at the present step."""
-        return schedule_at(self.config, self.steps_done, self._freeze_step(), self.total_steps)
+        schedule = schedule_at(self.config, self.steps_done, self._freeze_step(), self.total_steps)
+        return schedule if self._fades else replace(schedule, beta=0.0)
 
     # ---- state -----------------------------------------------------------------------------------------------------
 

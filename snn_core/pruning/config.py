@@ -49,7 +49,7 @@ class PruneConfig(BaseModel):
         default=None, gt=0, description="scale of the logits at the freeze; none: as at the start"
     )
     eta: float = Field(
-        default=0.3, ge=0, description="scale of the Gumbel noise at the start; falls linearly to 0 at the freeze"
+        default=0.15, ge=0, description="scale of the Gumbel noise at the start; falls linearly to 0 at the freeze"
     )
     temperature: float = Field(default=1.0, gt=0, description="of the relaxed draws at the start")
     temperature_final: float = Field(
@@ -58,7 +58,10 @@ class PruneConfig(BaseModel):
     logit_learning_rate: float = Field(default=0.02, ge=0, description="Adam's rate for the basis logits")
     sr_ste_decay: float = Field(default=2e-4, ge=0, description="pull of the dropped weights to 0 (Zhou et al. 2021)")
     mask_decay: float = Field(
-        default=0.0, ge=0, le=1, description="fraction of the steps over which dropped weights fade from 1 to 0; 0: off"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="spikenm: fraction of the steps over which dropped weights fade from 1 to 0; 0: off",
     )
 
     # Eligibility-inspired distillation (EID).

@@ -29,8 +29,8 @@ class SpikeNMPruner(NMPruner):
     """Learns N:M masks with the weights; see :class:`NMPruner` for how to use it and :class:`PruneConfig` for settings.
 
     Every step draws ``top N of kappa * logits + rho * |w| / std(|w|) + eta * Gumbel``. The logits follow the loss
-    through the relaxed draws, and EID's soft targets, with their own Adam. With ``rho = 1``, no noise and a logit
-    rate of 0 it is SR-STE with a freeze.
+    through the relaxed draws, and EID's soft targets, with their own Adam. With ``rho = 1``, no noise, no
+    mask decay and a logit rate of 0 it is SR-STE with a freeze.
 
     Raises:
         NonFiniteError: from :meth:`step`'s optimiser hook or a forward pass, when logits, their gradient or weights
@@ -38,6 +38,7 @@ class SpikeNMPruner(NMPruner):
     """
 
     method = "spikenm"
+    _fades = True
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._searches: dict[BlockGroup, GroupSearch] = {}

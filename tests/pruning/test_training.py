@@ -303,7 +303,8 @@ def test_learning_moves_masks_away_from_magnitude():
 
 def test_plain_sampler_without_learning_is_sr_ste():
     """rho > 0, no noise, no logits: step for step the same weights as SR-STE with the same freeze."""
-    config = CONFIG.model_copy(update={"eta": 0.0, "logit_learning_rate": 0.0, "eid_weight": 0.0, "sr_ste_freeze": 0.8})
+    changes = {"eta": 0.0, "logit_learning_rate": 0.0, "eid_weight": 0.0, "mask_decay": 0.0, "sr_ste_freeze": 0.8}
+    config = CONFIG.model_copy(update=changes)
     weights = []
     for method in ("spikenm", "sr-ste"):
         model = Net()
