@@ -120,8 +120,10 @@ def layer_bars(layers: list[dict[str, Any]]) -> Any | None:
     right.barh(rows, [rate or 0 for rate in rates], height=0.44, color=SERIES[2])
     right.set_yticks(rows, ["" for _ in shown])
     right.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    # Runs of the first releases did not record which neuron stands behind a layer.
+    none = "no neuron" if any(layer["neuron"] for layer in shown) else "not recorded"
     for row, rate in enumerate(rates):
-        text = "no neuron" if rate is None else f" {100 * rate:.1f} %"
+        text = none if rate is None else f" {100 * rate:.1f} %"
         right.annotate(text, (rate or 0, row), fontsize=7, color=MUTED, va="center", xytext=(2, 0),
                        textcoords="offset points")  # fmt: skip
     right.margins(x=0.18)
