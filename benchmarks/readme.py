@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import readme_events
+import readme_pruning
 from readme_events import table as _table
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -297,6 +298,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "lif": ("lif_cpu.json", lif),
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
     "accelerate": ("accelerate_cpu.json", accelerate),
+    "pruning-pictures": ("pruning_cifar10_small.json", readme_pruning.pictures),
     "nm-matmul": ("nm_matmul_cpu.json", nm_matmul),
     "nm-conv": ("nm_conv_cpu.json", nm_matmul),
     "inference": ("inference_cpu.json", inference),
