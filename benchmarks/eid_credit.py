@@ -51,7 +51,7 @@ class Comparing(CreditCapture):
         weight = self.module.get_parameter("weight").detach().abs()
         return {name: to_blocks(value.abs() * weight, M).reshape(-1, M) for name, value in self.found.items()}
 
-    def _add(self, x: Tensor, grad: Tensor, is_trace: bool) -> None:
+    def _add_sequence(self, x: Tensor, grad: Tensor, lagged: bool) -> None:
         steps = self._steps(len(x))
         x_seq, delta = x.unflatten(0, (steps, -1)), grad.unflatten(0, (steps, -1))
         e = trace(x_seq, self._trace_decay())
@@ -65,16 +65,19 @@ class Comparing(CreditCapture):
         def over_time(values: Tensor, factors: Tensor) -> Tensor:
             return torch.tensordot(factors, values, 1).unsqueeze(0)
 
-        ones = torch.ones(steps)
+        decay, ones, now, later = self._trace_decay(), torch.ones(steps), product(x_seq, delta), steps - 1
+        lag = e[:-1] * decay, delta[1:]  # the credit is the gradient and the product of these
+        sums = over_time(lag[0], ones[:later]), over_time(lag[1], ones[:later] / later)
         self.found = {
             "exact": product(e, delta),
-            "bfloat16": product(trace(x_seq.bfloat16(), self._trace_decay()), delta.bfloat16()),
-            "gradient": product(x_seq, delta),
+            "bfloat16": now + decay * product(trace(x_seq[:-1].bfloat16(), decay), delta[1:].bfloat16()),
+            "gradient": now,
+            "gradient, memory from sums over time": now + product(*sums),
+            "gradient, memory from half the batch": now + 2 * product(lag[0][:, half], lag[1][:, half]),
             "half of the batch": product(e[:, half], delta[:, half]),
             "sums over time": product(over_time(e, ones), over_time(delta, ones)),
             "random signs over time": product(over_time(e, signs), over_time(delta, signs)),
         }
-        self._credit = self.found["exact"]
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

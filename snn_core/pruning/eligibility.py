@@ -122,10 +122,14 @@ class CreditCapture:
         self.due = False
         self.stale = False
         self._backward_seen = False
+        self._call_has_gradient = False
         self._credit: Tensor | None = None
         self._carried: Tensor | None = None
         self._neuron_steps: int | None = None
-        self.handles: list[RemovableHandle] = [module.register_forward_hook(_CopyableHook(self._after_layer))]
+        self.handles: list[RemovableHandle] = [
+            module.register_forward_pre_hook(_CopyableHook(self._before_layer)),
+            module.register_forward_hook(_CopyableHook(self._after_layer)),
+        ]
         if self.neuron is not None:
             self.handles.append(self.neuron.register_forward_pre_hook(_CopyableHook(self._before_neuron)))
 
@@ -144,20 +148,34 @@ class CreditCapture:
         if self.due and args and isinstance(args[0], Tensor):
             self._neuron_steps = args[0].shape[0]
 
-    def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not (self.due and module.training and isinstance(output, Tensor) and output.requires_grad):
+    def _before_layer(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Under a pruner, whose hook comes first, the layer sees a masked weight made for this one call."""
+        self._call_has_gradient = False
+        if not (self.due and module.training and torch.is_grad_enabled()):
             return
         if self.stale:
             self._forget_if_gradients_are_cleared()
-        x = args[0].detach()
-        single = getattr(self.neuron, "step_mode", "m") == "s" and self.time_steps is None
-        if single:
+        shown = module.__dict__.get("weight")
+        if isinstance(shown, Tensor) and shown.requires_grad:
+            shown.register_hook(self._add_gradient)
+            self._call_has_gradient = True
+
+    def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not (self.due and module.training and isinstance(output, Tensor) and output.requires_grad):
+            return
+        x, lagged = args[0].detach(), self._call_has_gradient
+        if getattr(self.neuron, "step_mode", "m") == "s" and self.time_steps is None:
             if self._backward_seen or (self._carried is not None and self._carried.shape != x.shape):
                 self._carried, self._backward_seen = None, False
-            self._carried = trace(x.unsqueeze(0), self._trace_decay(), self._carried)[0]
-        kept = self._carried if single else x
-        assert kept is not None
-        output.register_hook(lambda grad: self._add(kept, grad, single))
+            before = self._carried
+            self._carried = x if before is None else torch.add(x, before, alpha=self._trace_decay())
+            if not lagged:
+                before = self._carried
+            if before is not None:
+                factor = self._trace_decay() if lagged else 1.0
+                output.register_hook(lambda grad: self._add(before, grad, factor))
+            return
+        output.register_hook(lambda grad: self._add_sequence(x, grad, lagged))
 
     def _forget_if_gradients_are_cleared(self) -> None:
         self.stale = False
@@ -166,17 +184,40 @@ class CreditCapture:
         if weight.grad is None or not bool(weight.grad.any()):
             self._credit = None
 
-    @torch.no_grad()
-    def _add(self, x: Tensor, grad: Tensor, is_trace: bool) -> None:
+    def _add_gradient(self, grad: Tensor) -> None:
         self._backward_seen = True
-        ndim = 1 if isinstance(self.module, nn.Linear) else len(self.module.stride) + 1  # type: ignore[arg-type]
-        grad = grad.to(self.dtype or grad.dtype)
-        rows = x.reshape(-1, *x.shape[-ndim:]).to(grad.dtype)
-        if not is_trace:
-            steps = self._steps(len(rows))
-            rows = trace(rows.unflatten(0, (steps, len(rows) // steps)), self._trace_decay()).flatten(0, 1)
-        credit = weight_gradient(self.module, rows, grad.reshape(-1, *grad.shape[-ndim:])).float()
+        self._accumulate(grad.detach().float().clone())
+
+    def _accumulate(self, credit: Tensor) -> None:
         self._credit = credit if self._credit is None else self._credit.add_(credit)
+
+    @torch.no_grad()
+    def _add_sequence(self, x: Tensor, grad: Tensor, lagged: bool) -> None:
+        """``sum delta[t] e[t]``; where the gradient ``sum delta[t] x[t]`` comes for free, only the rest of it.
+
+        That is ``decay * sum delta[t] e[t - 1]``, a product of ``T - 1`` of T time steps.
+        """
+        x, grad = self._rows(x), self._rows(grad)
+        steps, decay = self._steps(len(x)), self._trace_decay()
+        x_seq, delta = x.unflatten(0, (steps, -1)), grad.unflatten(0, (steps, -1))
+        dtype = self.dtype or grad.dtype
+        if not lagged:
+            self._add(trace(x_seq.to(dtype), decay), delta, 1.0)
+        elif steps > 1 and decay > 0:
+            self._add(trace(x_seq[:-1].to(dtype), decay), delta[1:], decay)
+
+    @torch.no_grad()
+    def _add(self, e: Tensor, grad: Tensor, factor: float) -> None:
+        """Add ``factor`` times the product of traces and gradients, rows of any number of leading dimensions."""
+        self._backward_seen = True
+        dtype = self.dtype or grad.dtype
+        credit = weight_gradient(self.module, self._rows(e).to(dtype), self._rows(grad).to(dtype)).float()
+        self._accumulate(credit if factor == 1 else credit.mul_(factor))
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """``[..., features]`` or ``[..., C, *space]`` -> ``[rows, ...]``."""
+        ndim = 1 if isinstance(self.module, nn.Linear) else len(self.module.stride) + 1  # type: ignore[arg-type]
+        return values.reshape(-1, *values.shape[-ndim:])
 
     def _trace_decay(self) -> float:
         if self.decay is not None:
