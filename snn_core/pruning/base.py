@@ -310,7 +310,7 @@ class NMPruner(ABC):
 
     def _attach(self) -> None:
         for layer in self.layers:
-            hook = MaskHook(partial(self._masked_weight, layer), partial(self._evaluation_mask, layer))
+            hook = MaskHook(partial(self._masked_weight, layer), lambda layer=layer: self.masks[layer.name])
             self._handles.append(layer.module.register_forward_pre_hook(hook))
             self._handles.append(layer.module.register_forward_hook(RestoreHook(), always_call=True))
 
@@ -346,9 +346,6 @@ class NMPruner(ABC):
             hard = group.top(self._evaluation_key(group))
             masks |= {layer.name: group.spread(hard, layer) for layer in group.layers}
         return {layer.name: masks[layer.name] for layer in self.layers}
-
-    def _evaluation_mask(self, layer: PrunedLayer) -> Tensor:
-        return self.masks[layer.name]
 
     def _copied_masks(self) -> dict[str, Tensor]:
         return {name: mask.clone() for name, mask in self.masks.items()}
@@ -392,18 +389,14 @@ class NMPruner(ABC):
 
     def _on_gradients(self, first: bool) -> None:
         if first:
-            self._ranks.check_pruner(self._identity(), self.steps_done, self.layers, self._shared_tensors)
+            self._ranks.check_pruner(self._identity, self.steps_done, self.layers, self._shared_tensors)
         if self.frozen:
             for layer in self.layers:
-                if layer.weight.grad is not None and layer.mask is not None:
-                    layer.weight.grad.masked_fill_(~layer.mask, 0)
+                if layer.weight.grad is not None:
+                    layer.clear_dropped(layer.weight.grad)
             return
         for layer in self.layers:
-            if layer.weight.grad is not None and not layer.called:
-                raise ArgumentError(
-                    f"layer {layer.name!r} got a gradient without ever being called: the model uses its weight "
-                    "directly, so its mask cannot take part; exclude it"
-                )
+            layer.check_called()
         if first:  # LBFGS asks for gradients several times in one step
             self._before_optimizer_step()
 
@@ -412,5 +405,4 @@ class NMPruner(ABC):
         """Dropped weights have no gradient, but an update may mix weights (Muon) or add noise."""
         if self.frozen:
             for layer in self.layers:
-                assert layer.mask is not None
-                layer.weight.masked_fill_(~layer.mask, 0)
+                layer.clear_dropped(layer.weight)

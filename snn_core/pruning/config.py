@@ -66,10 +66,10 @@ class PruneConfig(BaseModel):
 
     # Eligibility-inspired distillation (EID).
     eid_weight: float = Field(default=0.01, ge=0, description="weight of the EID loss; 0: off")
-    eid_credit: Literal["exact", "bfloat16", "gradient"] = Field(
+    eid_credit: Literal["exact", "bfloat16", "sums", "gradient"] = Field(
         default="exact",
-        description="how the credit is computed: exact; its product in bfloat16; or from the weight's gradient alone, "
-        "which is free (a trace without memory)",
+        description="how the credit is computed: exact; its product in bfloat16; what the trace remembers from sums "
+        "over time (about 1/T of the cost); the weight's gradient alone, free (a trace without memory)",
     )
     eid_interval: int = Field(default=4, ge=1, description="steps between refreshes of the credit")
     eid_end: float = Field(default=1.0, ge=0, le=1, description="fraction of the search phase after which EID stops")

@@ -61,7 +61,7 @@ class Ranks:
         return tensor
 
     def check_pruner(
-        self, identity: Any, step: int, layers: list[PrunedLayer], shared: Callable[[], dict[str, Tensor]]
+        self, identity: Callable[[], Any], step: int, layers: list[PrunedLayer], shared: Callable[[], dict[str, Tensor]]
     ) -> None:
         """Whether the ranks are alike, at the first step of this process, then every ``CHECK_INTERVAL`` steps.
 
@@ -72,7 +72,7 @@ class Ranks:
         if self.size == 1 or not due:
             return
         self._last_check = step
-        values = {"the config": zlib.crc32(json.dumps(identity, sort_keys=True).encode()), "the step": step}
+        values = {"the config": zlib.crc32(json.dumps(identity(), sort_keys=True).encode()), "the step": step}
         for layer in layers:
             mask = layer.mask if layer.drawn is None else layer.drawn
             values[f"the mask of layer {layer.name!r}"] = 0 if mask is None else checksum(mask)

@@ -61,6 +61,14 @@ def trace(x_seq: Tensor, decay: float, start: Tensor | None = None) -> Tensor:
     return result
 
 
+def weighted_sum(x_seq: Tensor, factors: list[float]) -> Tensor:
+    """``sum over t of factors[t] * x_seq[t]``, for any strides."""
+    result = x_seq[0] * factors[0]
+    for x, factor in zip(x_seq[1:], factors[1:], strict=True):
+        result.add_(x, alpha=factor)
+    return result
+
+
 def weight_gradient(module: nn.Module, x: Tensor, grad_output: Tensor) -> Tensor:
     """Weight gradient of a Linear, Conv1d or Conv2d for inputs ``x [rows, ...]``, in the weight's shape."""
     if isinstance(module, nn.Linear):
@@ -95,6 +103,7 @@ class CreditCapture:
         decay: of the trace; None: the neuron's leak.
         time_steps: T; None: found out.
         dtype: of trace and product; None: that of the gradient.
+        sums: approximate what the trace remembers by sums over time (under a pruner, and not in step mode "s").
 
     Attributes:
         due: whether to capture.
@@ -110,9 +119,10 @@ class CreditCapture:
         decay: float | None,
         time_steps: int | None,
         dtype: torch.dtype | None = None,
+        sums: bool = False,
     ) -> None:
         self.name, self.module, self.model = name, module, model
-        self.decay, self.time_steps, self.dtype = decay, time_steps, dtype
+        self.decay, self.time_steps, self.dtype, self.sums = decay, time_steps, dtype, sums
         self.neuron = following_neuron(model, module)
         if decay is None and self.neuron is None:
             raise ArgumentError(
@@ -203,6 +213,11 @@ class CreditCapture:
         dtype = self.dtype or grad.dtype
         if not lagged:
             self._add(trace(x_seq.to(dtype), decay), delta, 1.0)
+        elif steps > 1 and decay > 0 and self.sums:
+            # sum delta[t] e[t - 1], as if e were the same at all times: one product of sums instead of T - 1 products.
+            factors = [sum(decay**k for k in range(steps - 1 - t)) for t in range(steps - 1)]
+            e = weighted_sum(x_seq[:-1].to(dtype), factors)
+            self._add(e, weighted_sum(delta[1:], [1.0] * (steps - 1)), decay / (steps - 1))
         elif steps > 1 and decay > 0:
             self._add(trace(x_seq[:-1].to(dtype), decay), delta[1:], decay)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from snn_core.errors import NonFiniteError
+from snn_core.errors import ArgumentError, NonFiniteError
 from snn_core.kernels.topk_sampler import hard_topk
 from snn_core.sparsity import NMPattern, to_blocks
 
@@ -44,6 +44,19 @@ class PrunedLayer:
         weight = self.module._parameters["weight"]
         assert weight is not None
         return weight
+
+    def clear_dropped(self, values: Tensor) -> None:
+        """Set to zero, in place, what the final mask drops."""
+        assert self.mask is not None
+        values.masked_fill_(~self.mask, 0)
+
+    def check_called(self) -> None:
+        """Raise ArgumentError where the weight has a gradient that did not come through the layer."""
+        if self.weight.grad is not None and not self.called:
+            raise ArgumentError(
+                f"layer {self.name!r} got a gradient without ever being called: the model uses its weight "
+                "directly, so its mask cannot take part; exclude it"
+            )
 
     def forget_step(self) -> None:
         """Drop what belongs to one training step."""

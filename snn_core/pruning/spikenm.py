@@ -167,10 +167,14 @@ class SpikeNMPruner(NMPruner):
         free = config.eid_credit == "gradient" or config.trace_decay == 0 or config.time_steps == 1
         if config.eid_weight == 0 or free:
             return
-        decay, steps = config.trace_decay, config.time_steps
-        dtype = torch.bfloat16 if config.eid_credit == "bfloat16" else None
+        options: dict[str, Any] = {
+            "decay": config.trace_decay,
+            "time_steps": config.time_steps,
+            "dtype": torch.bfloat16 if config.eid_credit == "bfloat16" else None,
+            "sums": config.eid_credit == "sums",
+        }
         for layer in self.layers:
-            capture = CreditCapture(layer.name, layer.module, self.model, decay=decay, time_steps=steps, dtype=dtype)
+            capture = CreditCapture(layer.name, layer.module, self.model, **options)
             self._captures[layer.name] = capture
             self._handles.extend(capture.handles)
 

@@ -311,6 +311,32 @@ def test_the_free_credit_is_the_gradient_of_the_weight():
     assert not torch.equal(credits["bfloat16"], credits["exact"])
 
 
+def make_credit(change):
+    """The signed credit of one step of Net's middle layer under a pruner, its input and the gradient of its output."""
+    model = Net()
+    config = PruneConfig(trace_decay=0.7, **change)
+    pruner = SpikeNMPruner(model, config=config, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), total_steps=100)
+    seen = {}
+    model.middle.register_forward_hook(lambda m, a, out: seen.update(x=a[0].detach(), out=out) or out.retain_grad())
+    model(make_input((T, BATCH, 6))).square().sum().backward()
+    return pruner._captures["middle"].take(), seen["x"], seen["out"].grad
+
+
+def test_under_a_pruner_the_credit_is_made_of_the_gradient_and_the_memory():
+    credit, x_seq, delta = make_credit({})
+    torch.testing.assert_close(credit.abs(), brute_force_linear(x_seq, delta, 0.7))
+
+
+def test_credits_from_sums_over_time_equal_their_formula():
+    credit, x_seq, delta = make_credit({"eid_credit": "sums"})
+    e = trace(x_seq, 0.7)
+    now = torch.einsum("tbo,tbi->oi", delta, x_seq)
+    memory = 0.7 / (T - 1) * torch.einsum("bo,bi->oi", delta[1:].sum(0), e[:-1].sum(0))
+    torch.testing.assert_close(credit, now + memory)
+    assert float(memory.abs().max()) > 0.1 * float(now.abs().max())
+    assert not torch.allclose(credit.abs(), brute_force_linear(x_seq, delta, 0.7), rtol=1e-3)
+
+
 def test_a_model_without_neurons_can_use_the_free_credit():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
     with pytest.raises(ArgumentError, match=r"no spiking neuron.*layer '2'"):
