@@ -79,19 +79,13 @@ class NMPruner(ABC):
         self.pattern = NMPattern.parse(self.config.pattern)
         self.model = inner_model(model)
         chosen, self._reports = select_layers(
-            self.model,
-            self.pattern,
-            layer_patterns=self.config.layer_patterns,
-            include=self.config.include,
-            exclude=self.config.exclude,
-            keep_first_dense=self.config.keep_first_dense,
+            self.model, self.pattern, layer_patterns=self.config.layer_patterns, include=self.config.include,
+            exclude=self.config.exclude, keep_first_dense=self.config.keep_first_dense,
             keep_last_dense=self.config.keep_last_dense,
-        )
+        )  # fmt: skip
         self.layers = [PrunedLayer(*item) for item in chosen]
         self.groups = group_by_pattern(self.layers)
-        self.total_steps = 0
-        self.steps_done = 0
-        self.frozen = False
+        self.total_steps, self.steps_done, self.frozen = 0, 0, False
         self.grad_scaler = grad_scaler
         self._distributed = distributed
         self._ranks = Ranks(model, distributed)
@@ -103,9 +97,7 @@ class NMPruner(ABC):
         self._finalized = False
         self._attach()
         if (optimizer is None) != (total_steps is None):
-            raise ArgumentError(
-                "optimizer and total_steps must be given together (or neither, and begin() called later)"
-            )
+            raise ArgumentError("optimizer and total_steps must be given together (or neither, and begin() called)")
         if optimizer is not None and total_steps is not None:
             self.begin(model, optimizer, total_steps)
 
@@ -296,11 +288,10 @@ class NMPruner(ABC):
             self._link.note_weights()
 
     def _identity(self) -> dict[str, Any]:
-        layers = {layer.name: list(layer.weight.shape) for layer in self.layers}
         return {
             "method": self.method,
             "pattern": str(self.pattern),
-            "layers": layers,
+            "layers": {layer.name: list(layer.weight.shape) for layer in self.layers},
             "patterns": self.patterns,
             "config": self.config.model_dump(mode="json"),
             "total_steps": self.total_steps,
@@ -310,7 +301,7 @@ class NMPruner(ABC):
 
     def _attach(self) -> None:
         for layer in self.layers:
-            hook = MaskHook(partial(self._masked_weight, layer), lambda layer=layer: self.masks[layer.name])
+            hook = MaskHook(partial(self._masked_weight, layer), partial(self._evaluation_mask, layer.name))
             self._handles.append(layer.module.register_forward_pre_hook(hook))
             self._handles.append(layer.module.register_forward_hook(RestoreHook(), always_call=True))
 
@@ -347,6 +338,9 @@ class NMPruner(ABC):
             masks |= {layer.name: group.spread(hard, layer) for layer in group.layers}
         return {layer.name: masks[layer.name] for layer in self.layers}
 
+    def _evaluation_mask(self, name: str) -> Tensor:
+        return self.masks[name]
+
     def _copied_masks(self) -> dict[str, Tensor]:
         return {name: mask.clone() for name, mask in self.masks.items()}
 
@@ -366,9 +360,8 @@ class NMPruner(ABC):
         """Make the masks final: zero the dropped weights and their moments, take the hooks off the layers."""
         if masks is None:
             masks = self.masks
-            for layer in self.layers:
-                if self.steps_done > 0 and not layer.called:
-                    warnings.warn(f"layer {layer.name!r} was never called in training: its mask was not", stacklevel=2)
+            for name in [layer.name for layer in self.layers if self.steps_done > 0 and not layer.called]:
+                warnings.warn(f"layer {name!r} was never called in training: nothing chose its mask", stacklevel=2)
         for layer in self.layers:
             layer.mask = masks[layer.name].to(layer.weight.device)
             clear_dropped(layer.weight, ~layer.mask, self._optimizer)
