@@ -15,8 +15,8 @@ DENSE = "dense"  # in layer_patterns: this layer is not pruned
 class PruneConfig(BaseModel):
     """How a network is pruned to N:M while it trains. Unknown keys and wrong types are refused.
 
-    The defaults of the sampler, mask decay, EID and the freeze are our own choice (docs/notes/spikenm.md); none of them is
-    known from the SpikeNM paper.
+    The defaults of the sampler, mask decay, EID and the freeze are our own choice (docs/notes/spikenm.md); none of them
+    is known from the SpikeNM paper.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
