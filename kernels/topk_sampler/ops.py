@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snn_core.errors import ArgumentError
-from snn_core.kernels.native import resolve_backend
+from snn_core.errors import ArgumentError, BackendUnavailableError
+from snn_core.kernels.native import resolve_backend, triton_runs_on
 from snn_core.kernels.topk_sampler import columns as _columns_operators  # noqa: F401  registers them
 from snn_core.kernels.topk_sampler import reference
 from snn_core.kernels.topk_sampler.reference import perturbed_key
@@ -28,18 +28,16 @@ class TopKSample(NamedTuple):
 
 def _operators(x: Tensor, backend: str) -> SampleOperators | None:
     """Compiled code or Triton for this tensor; None for plain torch."""
+    if backend == "cuda":
+        raise BackendUnavailableError("backend 'cuda': the top-k sampler has no CUDA C++; on a GPU 'triton' runs it")
+    if backend in ("cpp", "triton") and x.shape[-1] > MAX_POSITIONS:
+        raise BackendUnavailableError(f"backend {backend!r} takes M up to {MAX_POSITIONS}, got {x.shape[-1]}")
     chosen = resolve_backend(backend, x.device, x.dtype, NATIVE_DTYPES)
-    if chosen == "cuda":  # this operator has no CUDA C++: Triton where that runs
-        chosen = resolve_backend("triton" if _triton_runs(x) else "reference", x.device, x.dtype, NATIVE_DTYPES)
+    if chosen == "cuda":  # where the other operators have CUDA C++
+        chosen = "triton" if triton_runs_on(x.device) else "reference"
     if chosen == "reference" or x.shape[-1] > MAX_POSITIONS:
         return None
     return TRITON if chosen == "triton" else COMPILED
-
-
-def _triton_runs(x: Tensor) -> bool:
-    from snn_core.kernels.native import triton_runs_on
-
-    return triton_runs_on(x.device)
 
 
 def _blocks(x: Tensor | None) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from snn_core.errors import BackendUnavailableError
 from snn_core.kernels.native import compiled_instruction_sets, cpu_library
 from snn_core.kernels.topk_sampler import (
     AdamOptions,
@@ -135,6 +136,15 @@ def test_gradient_of_a_seeded_sample_equals_autograd_through_the_reference(backe
     (reference.relaxed_topk(key, 2, 0.8) * weight).sum().backward()
     torch.testing.assert_close(leaf.grad.double(), plain.grad, rtol=5e-3, atol=2e-4)
     assert float((leaf.grad - plain.grad).abs().mean()) < 1e-5
+
+
+def test_a_backend_asked_for_by_name_is_not_replaced():
+    with pytest.raises(BackendUnavailableError, match="no CUDA C"):
+        topk_sample(normal((3, 4), 0), 2, seed=0, backend="cuda")
+    with pytest.raises(BackendUnavailableError, match="M up to 32, got 33"):
+        topk_sample(normal((3, 33), 0), 2, seed=0, backend="cpp")
+    wide = topk_sample(normal((3, 33), 0), 2, seed=0)
+    assert torch.equal(wide, topk_sample(normal((3, 33), 0), 2, seed=0, backend="reference"))
 
 
 def test_gradcheck_of_a_seeded_sample():
