@@ -19,10 +19,12 @@ struct alignas(64) SumTile {
 template <class Value>
 struct SubsetSums {
   SNN_VECTOR_INLINE __m512 operator()(const float* w) const {
+    // Multiplied by 1, which changes no bit: see add_picked.
+    const __m512 one = _mm512_set1_ps(1.0f);
     __m512 t = _mm512_maskz_mov_ps(0xAAAA, _mm512_set1_ps(w[0]));
-    t = _mm512_mask_add_ps(t, 0xCCCC, t, _mm512_set1_ps(w[1]));
-    t = _mm512_mask_add_ps(t, 0xF0F0, t, _mm512_set1_ps(w[2]));
-    return _mm512_mask_add_ps(t, 0xFF00, t, _mm512_set1_ps(w[3]));
+    t = _mm512_mask3_fmadd_ps(one, _mm512_set1_ps(w[1]), t, 0xCCCC);
+    t = _mm512_mask3_fmadd_ps(one, _mm512_set1_ps(w[2]), t, 0xF0F0);
+    return _mm512_mask3_fmadd_ps(one, _mm512_set1_ps(w[3]), t, 0xFF00);
   }
 };
 
@@ -45,11 +47,15 @@ struct SubsetSums<uint16_t> {
 #endif
 
 // Adds the sums that the low four bits of each byte of `index` pick: byte g of a lane is for rows 16 g + lane.
+// Additions and shifts share two of Zen 4's four ports, and are more than the rest: of three or four additions one is a
+// product with 1 and an addition, which has the same bits on the ports of the dot products.
 template <int kCount>
 SNN_VECTOR_INLINE void add_picked(__m512i index, __m512 table, __m512 (&sum)[kCount]) {
 #pragma GCC unroll 4
   for (int g = 0; g < kCount; ++g) {
-    sum[g] = _mm512_add_ps(sum[g], _mm512_permutexvar_ps(g ? _mm512_srli_epi32(index, 8 * g) : index, table));
+    const __m512 picked = _mm512_permutexvar_ps(g ? _mm512_srli_epi32(index, 8 * g) : index, table);
+    sum[g] = g == 0 && kCount > 2 ? _mm512_fmadd_ps(picked, _mm512_set1_ps(1.0f), sum[g])
+                                  : _mm512_add_ps(sum[g], picked);
   }
 }
 
