@@ -119,7 +119,7 @@ def mask_weight(
         anchor=magnitude.t(), rho=options.rho, noise_scale=options.eta,
     ).t()  # fmt: skip
     mask = columns_to_weight(hard, weight)
-    return (weight * mask if beta == 0 else weight * (mask + (~mask) * beta)), mask, 0
+    return (weight * mask if beta == 0 else torch.where(mask, weight, weight * beta)), mask, 0
 
 
 def update_logits_(

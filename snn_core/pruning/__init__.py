@@ -50,6 +50,8 @@ def create_pruner(
     exclude: Sequence[str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     total_steps: int | None = None,
+    grad_scaler: torch.amp.GradScaler | None = None,
+    distributed: bool = True,
 ) -> NMPruner:
     """A pruner by name, attached to ``model``; arguments as for :class:`NMPruner`.
 
@@ -69,6 +71,8 @@ def create_pruner(
         exclude=exclude,
         optimizer=optimizer,
         total_steps=total_steps,
+        grad_scaler=grad_scaler,
+        distributed=distributed,
     )
 
 

@@ -18,9 +18,9 @@ from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.distributed import Ranks, inner_model
 from snn_core.pruning.groups import BlockGroup, PrunedLayer, group_by_pattern
 from snn_core.pruning.layers import LayerReport, select_layers
-from snn_core.pruning.masking import MaskHook, RestoreHook, StraightThrough, clear_dropped
+from snn_core.pruning.masking import MaskHook, RestoreHook, StraightThrough, clear_dropped, drop_snapshot
 from snn_core.pruning.optimizer_link import OptimizerLink
-from snn_core.pruning.schedule import Schedule, schedule_at
+from snn_core.pruning.schedule import Schedule, schedule_at, warn_of_an_early_end
 from snn_core.pruning.state import check_identity, decode, encode, saved_masks
 from snn_core.pruning.statistics import flipped_fraction
 from snn_core.sparsity import MaskedLayer, NMPattern, check_nm
@@ -91,7 +91,7 @@ class NMPruner(ABC):
         self._ranks = Ranks(model, distributed)
         self._link: OptimizerLink | None = None
         self._handles: list[RemovableHandle] = []
-        self._evaluation: tuple[tuple[int, ...], dict[str, Tensor]] | None = None
+        self._evaluation: tuple[Any, dict[str, Tensor]] | None = None
         self._reported: dict[str, Tensor] | None = None  # the masks of the last metrics()
         self._resumed_total_steps = 0
         self._finalized = False
@@ -193,6 +193,7 @@ class NMPruner(ABC):
             Layer name -> boolean mask of the weight's shape. Call it again for the same masks.
         """
         if not self.frozen:
+            warn_of_an_early_end(self.steps_done, self._freeze_step(), self.total_steps)
             self._freeze()
         if self._link is not None:
             self._link.remove()
@@ -223,7 +224,7 @@ class NMPruner(ABC):
         """Layer name -> boolean mask that evaluation uses now (final after the freeze). Exactly N of M are true."""
         if self.frozen:
             return {layer.name: layer.mask for layer in self.layers if layer.mask is not None}
-        versions = tuple(layer.weight._version for layer in self.layers)
+        versions = [(layer.weight._version, layer.weight.device) for layer in self.layers]
         if self._evaluation is None or self._evaluation[0] != versions:
             with torch.no_grad():
                 self._evaluation = (versions, self._evaluation_masks())
@@ -301,7 +302,8 @@ class NMPruner(ABC):
 
     def _attach(self) -> None:
         for layer in self.layers:
-            hook = MaskHook(partial(self._masked_weight, layer), partial(self._evaluation_mask, layer.name))
+            drop_snapshot(layer.module)
+            hook = MaskHook(partial(self._masked_weight, layer), partial(lambda name: self.masks[name], layer.name))
             self._handles.append(layer.module.register_forward_pre_hook(hook))
             self._handles.append(layer.module.register_forward_hook(RestoreHook(), always_call=True))
 
@@ -310,10 +312,10 @@ class NMPruner(ABC):
         layer.called = True
         if not layer.module.training:
             return StraightThrough.apply(weight, weight.detach() * self.masks[layer.name])
-        if layer.drawn is None:
+        if layer.drawn is None or layer.drawn.device != weight.device:
             self._draw()
         assert layer.drawn is not None
-        if layer.effective_of is not weight or layer.effective_version != weight._version:
+        if not layer.has_effective(weight):
             layer.effective = self._apply_mask(weight.detach(), layer.drawn)
             layer.effective_of, layer.effective_version = weight, weight._version
         assert layer.effective is not None
@@ -321,7 +323,7 @@ class NMPruner(ABC):
 
     def _apply_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
         beta = self.schedule().beta
-        return weight * mask if beta == 0 else weight * (mask + (~mask) * beta)
+        return weight * mask if beta == 0 else torch.where(mask, weight, weight * beta)
 
     @torch.no_grad()
     def _draw(self) -> None:
@@ -337,9 +339,6 @@ class NMPruner(ABC):
             hard = group.top(self._evaluation_key(group))
             masks |= {layer.name: group.spread(hard, layer) for layer in group.layers}
         return {layer.name: masks[layer.name] for layer in self.layers}
-
-    def _evaluation_mask(self, name: str) -> Tensor:
-        return self.masks[name]
 
     def _copied_masks(self) -> dict[str, Tensor]:
         return {name: mask.clone() for name, mask in self.masks.items()}

@@ -48,10 +48,16 @@ def load_columns(name: str, state: Mapping[str, Tensor], group: BlockGroup, like
     return result
 
 
-def check_device(columns: Tensor, group: BlockGroup) -> None:
-    """Raise ArgumentError when the weights have left the device where ``columns`` are."""
-    if columns.device != group.device:
+def has_moved(columns: Tensor, group: BlockGroup, steps_done: int) -> bool:
+    """Whether the weights have left the device where ``columns`` are, so that these have to be made anew.
+
+    Raises:
+        ArgumentError: they have, and there was a step: what was learned is not thrown away.
+    """
+    moved = columns.device != group.device
+    if moved and steps_done > 0:
         raise ArgumentError(
             f"model: moved from {columns.device} to {group.device} while its masks are searched; move it before the "
             "first step, or make a new pruner and load this one's state_dict()"
         )
+    return moved

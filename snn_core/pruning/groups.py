@@ -58,6 +58,13 @@ class PrunedLayer:
                 "directly, so its mask cannot take part; exclude it"
             )
 
+    def has_effective(self, weight: Tensor) -> bool:
+        """Whether :attr:`effective` is of these values; ``module.to()`` changes them without a new version."""
+        made, now = self.effective, weight._version
+        if made is None or self.effective_of is not weight or self.effective_version != now:
+            return False
+        return made.device == weight.device and made.dtype == weight.dtype
+
     def forget_step(self) -> None:
         """Drop what belongs to one training step."""
         self.drawn = self.effective = self.effective_of = None

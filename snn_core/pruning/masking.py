@@ -8,6 +8,7 @@ would not give.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,17 +65,54 @@ class MaskHook:
     def __reduce__(self) -> tuple[type[SnapshotMask], tuple[Tensor]]:
         return SnapshotMask, (self.mask().clone(),)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SnapshotMask:
+        return SnapshotMask(self.mask().clone(), version=0)  # that of a deep copy's weight
+
 
 class SnapshotMask:
-    """Forward pre-hook of a copied model: the mask as it was when the copy was made."""
+    """Forward pre-hook of a copied model: the mask as it was when the copy was made.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    A running average that is copied so early keeps this mask while its weights, and the masks of the model, go on: a
+    warning says so.
+
+    Args:
+        mask: of the weight's shape.
+        version: of the copied weight; None: as it is at the first call.
+    """
+
+    def __init__(self, mask: Tensor, version: int | None = None) -> None:
+        self.mask, self.version, self.warned = mask, version, False
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         weight = module._parameters["weight"]
         assert weight is not None
+        if not self.warned and not torch.compiler.is_compiling():
+            self._check_version(module, weight._version)
         show_weight(module, weight * self.mask.to(weight.device))
+
+    def __reduce__(self) -> tuple[type[SnapshotMask], tuple[Tensor]]:
+        return SnapshotMask, (self.mask.clone(),)
+
+    def _check_version(self, module: nn.Module, version: int) -> None:
+        if self.version not in (None, version):
+            self.warned = True
+            warnings.warn(
+                f"{module} of a model that was copied while its masks were searched has the mask of that moment, but "
+                "its weight has changed since; copy the model (for an average of its weights, say) after the freeze",
+                stacklevel=2,
+            )
+        self.version = version
+
+
+def drop_snapshot(module: nn.Module) -> None:
+    """Take the hooks of a :class:`SnapshotMask` off a layer that is pruned anew; beside a live mask there is none."""
+    found = [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, SnapshotMask)]
+    for key in found:
+        del module._forward_pre_hooks[key]
+    restoring = [key for key, hook in module._forward_hooks.items() if isinstance(hook, RestoreHook)]
+    for key in restoring[: len(found)]:
+        del module._forward_hooks[key]
+        module._forward_hooks_always_called.pop(key, None)
 
 
 def clear_dropped(parameter: nn.Parameter, dropped: Tensor, optimizer: torch.optim.Optimizer | None) -> None:

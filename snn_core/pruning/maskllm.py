@@ -28,7 +28,7 @@ from torch import Tensor
 from snn_core.errors import ArgumentError
 from snn_core.kernels.topk_sampler import gumbel_noise
 from snn_core.pruning.base import NMPruner
-from snn_core.pruning.block_state import check_device, load_columns, save_columns, split_columns
+from snn_core.pruning.block_state import has_moved, load_columns, save_columns, split_columns
 from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.seeding import make_generator
@@ -157,11 +157,11 @@ class MaskLLMPruner(NMPruner):
 
     def _prepare(self) -> None:
         """At first use, when the weights are on the device where they train."""
+        if any(has_moved(search.logits, group, self.steps_done) for group, search in self._searches.items()):
+            self._searches = {}
         if not self._searches:
             self._generator = make_generator(self.config.seed, "maskllm", device=self.groups[0].device)
             self._searches = {group: MaskCategories(group, self.config, self._generator) for group in self.groups}
-        for group, search in self._searches.items():
-            check_device(search.logits, group)
 
     def _present(self) -> tuple[float, float, float]:
         """kappa, temperature and the weight of the regulariser at the present step."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from snn_core.errors import ArgumentError, NonFiniteError
 from snn_core.kernels.topk_sampler import gumbel_noise
 from snn_core.pruning.base import NMPruner
-from snn_core.pruning.block_state import check_device, load_columns, save_columns, split_columns
+from snn_core.pruning.block_state import has_moved, load_columns, save_columns, split_columns
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.seeding import make_generator
 
@@ -151,13 +151,13 @@ class MaskProPruner(NMPruner):
 
     def _prepare(self) -> None:
         """At first use, when the weights are on the device where they train."""
+        if any(has_moved(logits, group, self.steps_done) for group, logits in self._logits.items()):
+            self._logits = {}
         if not self._logits:
             self._generator = make_generator(self.config.seed, "maskpro", device=self.groups[0].device)
             for group in self.groups:
                 largest = group.top(group.gather(lambda layer: layer.weight.detach().abs()))
                 self._logits[group] = largest.float().mul_(self.config.maskpro_initial)
-        for group, logits in self._logits.items():
-            check_device(logits, group)
 
     def _training_key(self, group: BlockGroup) -> Tensor:
         logits = self._evaluation_key(group)

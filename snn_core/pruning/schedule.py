@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from snn_core.pruning.config import PruneConfig
@@ -45,3 +46,13 @@ def schedule_at(config: PruneConfig, step: int, freeze_step: int, total_steps: i
         eid=eid,
         eid_due=eid and step % config.eid_interval == 0,
     )
+
+
+def warn_of_an_early_end(steps_done: int, freeze_step: int, total_steps: int) -> None:
+    """Say that masks are cut before their time: a forgotten call or a wrong length leaves no other trace."""
+    if steps_done < freeze_step:
+        warnings.warn(
+            f"finalize() after {steps_done} of total_steps = {total_steps} steps: masks are made final now, before "
+            f"step {freeze_step}; is pruner.step() called after every optimizer.step(), and total_steps right?",
+            stacklevel=3,
+        )

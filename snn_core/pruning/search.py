@@ -69,7 +69,8 @@ class GroupSearch:
         if self.config.rho == 0:
             return 0.0
         deviation = absolute_deviation(layer.weight)
-        return self.config.rho / (1e-12 if deviation < 1e-12 else deviation)  # NaN stays
+        # Magnitudes that are all alike say nothing, and 1 / 1e-12 of them would drown logits and noise. NaN stays.
+        return 0.0 if deviation < 1e-12 else self.config.rho / deviation
 
     def draw(self, schedule: Schedule, step: int) -> None:
         """Masks and masked weights of a training step; the noise is a function of seed, layer and step."""

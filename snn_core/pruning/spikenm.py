@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_core.errors import ArgumentError, NonFiniteError
+from snn_core.errors import NonFiniteError
 from snn_core.pruning.base import NMPruner
+from snn_core.pruning.block_state import has_moved
 from snn_core.pruning.eligibility import CreditCapture
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.pruning.search import GroupSearch, pull_dropped
@@ -62,14 +63,10 @@ class SpikeNMPruner(NMPruner):
 
     def _prepare(self) -> None:
         """Logits, on the device where the weights are at first use."""
+        if any(has_moved(search.logits, group, self.steps_done) for group, search in self._searches.items()):
+            self._searches = {}
         if not self._searches:
             self._searches = {group: GroupSearch(group, self.config) for group in self.groups}
-        for group, search in self._searches.items():
-            if search.logits.device != group.device:
-                raise ArgumentError(
-                    f"model: moved from {search.logits.device} to {group.device} while its masks are searched; "
-                    "move it before the first step, or make a new pruner and load this one's state_dict()"
-                )
 
     def _evaluation_key(self, group: BlockGroup) -> Tensor:
         return self._search(group).clean_key(self.schedule())

@@ -32,12 +32,20 @@ def check_identity(saved: dict[str, Any], own: dict[str, Any]) -> int:
         own = own | {"total_steps": saved["total_steps"]}
     different = [key for key, value in own.items() if saved.get(key) != value]
     if different:
-        key = different[0]
         raise CheckpointError(
-            f"pruning state is of another run: {', '.join(different)} differ; {key} in the state: "
-            f"{saved.get(key)}, here: {own[key]}"
+            f"pruning state is of another run: {', '.join(different)} differ; "
+            f"{_difference(different[0], saved.get(different[0]), own[different[0]])}"
         )
     return int(saved["total_steps"])
+
+
+def _difference(name: str, saved: Any, own: Any) -> str:
+    """Both values; of two dictionaries those of the first entry that differs."""
+    if isinstance(saved, dict) and isinstance(own, dict):
+        missing = "nothing"
+        inner = next(key for key in {**own, **saved} if saved.get(key, missing) != own.get(key, missing))
+        name, saved, own = f"{name}: {inner}", saved.get(inner, missing), own.get(inner, missing)
+    return f"{name} in the state: {saved}, here: {own}"
 
 
 def saved_masks(state: dict[str, Tensor], prefix: str, layers: list[PrunedLayer]) -> dict[str, Tensor]:

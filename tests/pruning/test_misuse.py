@@ -1,0 +1,134 @@
+"""What a user does wrong, or in an unusual order: it works, or it is said."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from snn_core.errors import CheckpointError
+from snn_core.pruning import METHODS, PruneConfig, create_pruner
+from snn_core.sparsity import check_nm
+
+CONFIG = PruneConfig(eid_weight=0.0)
+STEPS = 10
+
+
+def make_net(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)
+
+
+def start(method="spikenm", config=CONFIG, dtype=torch.float32, pattern="1:4", **options):
+    model = make_net(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return model, optimizer, create_pruner(
+        method, model, config, pattern=pattern, optimizer=optimizer, total_steps=STEPS, **options
+    )  # fmt: skip
+
+
+def make_x(step, dtype=torch.float32):
+    return torch.randn(8, 8, generator=torch.Generator().manual_seed(step)).to(dtype)
+
+
+def train(model, optimizer, pruner, steps, dtype=torch.float32, count=True):
+    for step in steps:
+        optimizer.zero_grad()
+        loss = (model(make_x(step, dtype)) - 1).square().mean()
+        loss.backward()
+        if hasattr(pruner, "observe_loss"):
+            pruner.observe_loss(loss.detach())
+        optimizer.step()
+        if count:
+            pruner.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_every_type(method, dtype):
+    """With the default settings, mask decay among them: the masked weight has the type of the weight."""
+    model, optimizer, pruner = start(method, dtype=dtype)
+    train(model, optimizer, pruner, range(STEPS), dtype)
+    pruner.finalize()
+    assert model[2].weight.dtype == dtype
+    assert method == "magnitude" or check_nm(model[2].weight, "1:4") == 0
+
+
+def test_weights_that_are_all_alike_are_searched_all_the_same():
+    model = make_net()
+    nn.init.constant_(model[2].weight, 0.1)
+    config = CONFIG.model_copy(update={"eta": 1.0})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = create_pruner("spikenm", model, config, pattern="1:4", optimizer=optimizer, total_steps=STEPS)
+    model(make_x(0))
+    kept = pruner.layers[0].drawn.view(-1, 4).float().mean(0)
+    assert float(kept.min()) > 0.05
+
+
+def test_a_model_may_move_before_its_first_step():
+    """The second device is "meta": no other is on every machine."""
+    model, _, pruner = start()
+    model.to("meta")
+    assert pruner.logits["2"].device.type == "meta"
+
+
+def test_a_conversion_between_two_passes_of_a_step_is_seen():
+    model, _, _ = start("sr-ste")
+    model(make_x(0))
+    model.double()
+    assert model(make_x(0, torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("count", [True, False])
+def test_an_early_end_is_said(count):
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, range(3), count=count)
+    with pytest.warns(UserWarning, match=f"after {3 if count else 0} of total_steps = 10 steps.*step 8"):
+        pruner.finalize()
+
+
+def test_the_end_in_time_is_quiet():
+    model, optimizer, pruner = start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, pruner, range(STEPS))
+        pruner.finalize()
+
+
+def test_the_setting_that_differs_is_named():
+    state = start(config=CONFIG.model_copy(update={"eta": 0.25}))[2].state_dict()
+    with pytest.raises(CheckpointError, match=r"config differ; config: eta in the state: 0\.25, here: 0\.15$"):
+        start()[2].load_state_dict(state)
+
+
+def test_the_factory_takes_what_the_class_takes():
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    assert start(grad_scaler=scaler, distributed=False)[2].grad_scaler is scaler
+
+
+def test_an_average_begun_in_the_search_says_that_its_masks_are_old():
+    model, optimizer, pruner = start()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    train(model, optimizer, pruner, range(STEPS))
+    pruner.finalize()
+    average.update_parameters(model)
+    with pytest.warns(UserWarning, match="copied while its masks were searched"):
+        average(make_x(0))
+    for same in (copy.deepcopy(start()[0]), pickle.loads(pickle.dumps(start()[0]))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            same(make_x(0))
+            copy.deepcopy(same)(make_x(0))
+
+
+def test_a_copy_of_the_search_can_be_pruned_anew():
+    copied = copy.deepcopy(start()[0])
+    optimizer = torch.optim.SGD(copied.parameters(), lr=0.05)
+    pruner = create_pruner("random", copied, pattern="1:4", optimizer=optimizer, total_steps=STEPS)
+    train(copied, optimizer, pruner, range(STEPS))
+    pruner.finalize()
+    plain = make_net()
+    plain.load_state_dict(copied.state_dict())
+    assert torch.equal(copied(make_x(0)), plain(make_x(0)))
