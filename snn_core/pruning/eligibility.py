@@ -135,7 +135,9 @@ class CreditCapture:
         self._call_has_gradient = False
         self._credit: Tensor | None = None
         self._carried: Tensor | None = None
-        self._neuron_steps: int | None = None
+        order = list(model.modules())
+        self._behind_all = self.neuron is not None and order.index(self.neuron) < order.index(module)
+        self._neuron_shape: tuple[int, ...] = ()
         self.handles: list[RemovableHandle] = [
             module.register_forward_pre_hook(_CopyableHook(self._before_layer)),
             module.register_forward_hook(_CopyableHook(self._after_layer)),
@@ -156,7 +158,7 @@ class CreditCapture:
 
     def _before_neuron(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.due and args and isinstance(args[0], Tensor):
-            self._neuron_steps = args[0].shape[0]
+            self._neuron_shape = tuple(args[0].shape[:2])
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Under a pruner, whose hook comes first, the layer sees a masked weight made for this one call."""
@@ -207,8 +209,9 @@ class CreditCapture:
 
         That is ``decay * sum delta[t] e[t - 1]``, a product of ``T - 1`` of T time steps.
         """
+        timeless = self._is_timeless(x)
         x, grad = self._rows(x), self._rows(grad)
-        steps, decay = self._steps(len(x)), self._trace_decay()
+        steps, decay = 1 if timeless else self._steps(len(x)), self._trace_decay()
         x_seq, delta = x.unflatten(0, (steps, -1)), grad.unflatten(0, (steps, -1))
         dtype = self.dtype or grad.dtype
         if not lagged:
@@ -234,6 +237,11 @@ class CreditCapture:
         ndim = 1 if isinstance(self.module, nn.Linear) else len(self.module.stride) + 1  # type: ignore[arg-type]
         return values.reshape(-1, *values.shape[-ndim:])
 
+    def _is_timeless(self, x: Tensor) -> bool:
+        """Whether a layer behind all neurons got ``[B, ...]``, averages over time, whose trace is the input itself."""
+        known = self._behind_all and self.time_steps is None and len(self._neuron_shape) == 2
+        return known and x.shape[0] == self._neuron_shape[1] and tuple(x.shape[:2]) != self._neuron_shape
+
     def _trace_decay(self) -> float:
         if self.decay is not None:
             return self.decay
@@ -242,7 +250,9 @@ class CreditCapture:
 
     def _steps(self, rows: int) -> int:
         steps = (
-            self.time_steps or self._neuron_steps or getattr(self.model, "time_steps", getattr(self.model, "T", None))
+            self.time_steps
+            or next(iter(self._neuron_shape), None)
+            or getattr(self.model, "time_steps", getattr(self.model, "T", None))
         )
         if not isinstance(steps, int):
             raise ArgumentError(

@@ -375,3 +375,19 @@ def test_trace():
     torch.testing.assert_close(trace(x_seq, 0.5)[-1], expected)
     torch.testing.assert_close(trace(x_seq[1:], 0.5, trace(x_seq[:1], 0.5)[-1])[-1], expected)
     assert math.isclose(float(trace(torch.ones(3, 1), 0.0)[2]), 1.0)
+
+
+@pytest.mark.parametrize("batch", [2 * T, 2 * T + 1])
+def test_layers_behind_an_average_over_time_have_no_trace(batch):
+    """Of a head on means ``[B, ...]`` the credit is the gradient, whether or not T divides the batch."""
+    with seeded(0):
+        spiking = nn.Sequential(nn.Linear(4, 8), LIF(), nn.Linear(8, 8), LIF())
+        model = nn.Sequential(spiking, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = SpikeNMPruner(model, "2:4", optimizer=optimizer, total_steps=10)
+    reset_net(model)
+    rates = spiking[3](8 * spiking[2](spiking[1](8 * spiking[0](make_input((T, batch, 4)))))).mean(0)
+    assert float(rates.detach().mean()) > 0.05
+    model[3](model[2](model[1](rates))).square().sum().backward()
+    torch.testing.assert_close(pruner._captures["1"].take(), model[1].weight.grad, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(pruner._captures["0.2"].take(), spiking[2].weight.grad)
