@@ -38,6 +38,7 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kGroupRows = 512;         // rows for which decoding a panel pays
 constexpr int64_t kMostRows = 2048;         // of a task, whose sums are kept between chunks of inputs
 constexpr int64_t kRangeOutputs = 64;       // of a task of the other paths
+constexpr int64_t kWideRows = 48;           // of a block, above which its vectors are full enough to go with others
 constexpr int64_t kGrainWork = 1 << 20;     // weights touched below which a thread is not worth waking
 constexpr int64_t kGrainBytes = 1 << 15;    // bytes of spikes prepared, likewise
 
@@ -233,23 +234,49 @@ class Engine {
     NMWeight weight = w_;
     weight.finite = end - begin > 1 && kernel_->finite != nullptr && kernel_->finite(w_, first, last);
     const int64_t width = divide_up(last - first, kNMOutputStep) * kNMOutputStep;
-    for (int64_t i = begin; i < end; ++i) {
-      const NMBlock here = block(first_block + i);
-      float* const place = sink_.place(here, first, last);
-      float* const target =
-          place != nullptr ? place : static_cast<float*>(nm_scratch(kSumScratch, here.rows() * width * 4));
-      const int64_t ld = place != nullptr ? w_.outputs : width;
-      for (int64_t row = 0; row < here.rows(); row += kNMBlockRows) {
-        const int rows = static_cast<int>(std::min<int64_t>(kNMBlockRows, here.rows() - row));
-        kernel_->run(weight, prepared_[i].bytes + row / kNMBlockRows * nm_block_bytes(w_), rows, first, last,
-                     target + row * ld - first, ld);
+    const bool wide = kernel_->run_wide != nullptr && kernel_->takes_wide(weight);
+    for (int64_t i = begin, together = 1; i < end; i += together) {
+      const int64_t rows = rows_of(first_block + i);
+      const bool four = wide && i + kNMWideBlocks <= end && rows > kWideRows && rows <= kNMBlockRows &&
+                        rows_of(first_block + i + kNMWideBlocks - 1) == rows;
+      together = four ? kNMWideBlocks : 1;
+      run_blocks(weight, first, last, first_block, i, together, width);
+    }
+  }
+
+  int64_t rows_of(int64_t index) const { return block(index).rows(); }
+
+  // `together` blocks from the wave's i-th on: one, or as many as the path takes at once.
+  void run_blocks(const NMWeight& weight, int64_t first, int64_t last, int64_t first_block, int64_t i,
+                  int64_t together, int64_t width) const {
+    float* const place = sink_.place(block(first_block + i), first, last);
+    const int64_t ld = place != nullptr ? w_.outputs : width, most = rows_of(first_block + i);
+    float* const scratch =
+        place != nullptr ? nullptr : static_cast<float*>(nm_scratch(kSumScratch, together * most * width * 4));
+    float *target[kNMWideBlocks], *sums[kNMWideBlocks];
+    const uint8_t* spikes[kNMWideBlocks];
+    for (int64_t b = 0; b < together; ++b) {
+      target[b] = place != nullptr ? sink_.place(block(first_block + i + b), first, last) : scratch + b * most * width;
+      sums[b] = target[b] - first;
+      spikes[b] = prepared_[i + b].bytes;
+    }
+    if (together > 1) {
+      kernel_->run_wide(weight, spikes, static_cast<int>(most), first, last, sums, ld);
+    } else {
+      for (int64_t row = 0; row < most; row += kNMBlockRows) {
+        const int rows = static_cast<int>(std::min<int64_t>(kNMBlockRows, most - row));
+        kernel_->run(weight, spikes[0] + row / kNMBlockRows * nm_block_bytes(w_), rows, first, last,
+                     sums[0] + row * ld, ld);
       }
+    }
+    for (int64_t b = 0; b < together; ++b) {
+      const NMBlock here = block(first_block + i + b);
       if (place == nullptr && last - first < width) {  // the sink may read whole vectors
         for (int64_t row = 0; row < here.rows(); ++row) {
-          std::fill(target + row * ld + (last - first), target + (row + 1) * ld, 0.0f);
+          std::fill(target[b] + row * ld + (last - first), target[b] + (row + 1) * ld, 0.0f);
         }
       }
-      nm_finish(p_, sink_, here, first, last, target, ld);
+      nm_finish(p_, sink_, here, first, last, target[b], ld);
     }
   }
 

@@ -247,6 +247,62 @@ void run(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64
   }
 }
 
+bool takes_wide(const NMWeight& w) { return w.finite && w.type == kNMBFloat16 && form_of(w) == kTwoOfFour; }
+
+// Sums of one output with 256 rows, so that a table serves four times as many. The shift by 16 is a product, which has
+// the ports of the table's dot products: see add_picked. Not inlined, where the compiler spills the table.
+__attribute__((noinline)) void add_wide(const uint16_t* values, const uint8_t* codes, const uint8_t* const* blocks, int64_t bytes,
+              SumTile* tiles, int64_t output) {
+  const SubsetSums<uint16_t> subset_sums;
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512i upper_word = _mm512_set1_epi32(1 << 16);
+  __m512 sum[kNMWideBlocks][kGroups];
+#pragma GCC unroll 4
+  for (int b = 0; b < kNMWideBlocks; ++b) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) sum[b][g] = _mm512_setzero_ps();
+  }
+  const uint8_t *const x0 = blocks[0], *const x1 = blocks[1], *const x2 = blocks[2], *const x3 = blocks[3];
+  for (int64_t i = 0; i < bytes; ++i) {
+    const __m512 table = subset_sums(values + 4 * i);
+    const uint64_t matrix = kSelect.two_of_four[codes[i]];
+    const uint8_t* const lines[kNMWideBlocks] = {x0, x1, x2, x3};
+#pragma GCC unroll 4
+    for (int b = 0; b < kNMWideBlocks; ++b) {
+      const __m512i index = affine(_mm512_load_si512(lines[b] + i * kNMBlockRows), matrix);
+      const __m512i third = _mm512_madd_epi16(index, upper_word);
+      sum[b][0] = _mm512_fmadd_ps(_mm512_permutexvar_ps(index, table), one, sum[b][0]);
+      sum[b][1] = _mm512_add_ps(sum[b][1], _mm512_permutexvar_ps(_mm512_srli_epi32(index, 8), table));
+      sum[b][2] = _mm512_add_ps(sum[b][2], _mm512_permutexvar_ps(third, table));
+      sum[b][3] = _mm512_add_ps(sum[b][3], _mm512_permutexvar_ps(_mm512_srli_epi32(index, 24), table));
+    }
+  }
+#pragma GCC unroll 4
+  for (int b = 0; b < kNMWideBlocks; ++b) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) _mm512_store_ps(tiles[b].sum[output] + g * kGroup, sum[b][g]);
+  }
+}
+
+void run_wide(const NMWeight& w, const uint8_t* const* blocks, int rows, int64_t first, int64_t last,
+              float* const* y, int64_t ldy) {
+  const int64_t bytes = w.row_bytes();
+  const auto* const values = static_cast<const uint16_t*>(w.values);
+  SumTile tiles[kNMWideBlocks];
+  for (int64_t o = first; o < last; o += kNMOutputStep) {
+    const int64_t end = last - o < kNMOutputStep ? last : o + kNMOutputStep;
+    for (int b = 0; b < kNMWideBlocks; ++b) {
+      for (int row = 0; row < rows; ++row) __builtin_prefetch(y[b] + row * ldy + o, 1);
+    }
+    for (int64_t at = o; at < end; ++at) {
+      add_wide(values + 4 * bytes * at, w.indices + bytes * at, blocks, bytes, tiles, at - o);
+    }
+    for (int b = 0; b < kNMWideBlocks; ++b) {
+      store_tile(tiles[b], rows, static_cast<int>(end - o), y[b] + o, ldy);
+    }
+  }
+}
+
 // Whether values of these outputs can be taken by dot products: true is for all of them.
 bool finite(const NMWeight& w, int64_t first, int64_t last) {
   const int64_t kept = kept_count(w);
@@ -269,7 +325,7 @@ void prepare(const NMWeight& w, const uint8_t* bits, int64_t stride, int rows, u
 }  // namespace
 
 #if defined(__GFNI__) && defined(__AVX512BF16__)
-extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){takes, prepare, run, finite};
+extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){takes, prepare, run, finite, takes_wide, run_wide};
 #else
 extern const NMKernel SNN_CONCAT(nm_lookup_, SNN_ISA){nullptr, nullptr, nullptr, nullptr};
 #endif

@@ -31,7 +31,8 @@ double lookup_time(const NMWeight& w, int64_t rows) {
   if (is_pattern(w, 1, 4)) return in_blocks(rows, 68.0 + slower, 48.0 + table / 2);
   if (is_pattern(w, 4, 8)) return in_blocks(rows, 300.0 + slower, 72.0 + table);
   if (is_pattern(w, 1, 2)) return in_blocks(rows, 182.0 + slower, 73.0 + table);
-  return in_blocks(rows, 82.0 + slower, 70.0 + table);
+  const int64_t together = w.type == kNMBFloat16 ? rows / (kNMWideBlocks * kNMBlockRows) * kNMWideBlocks : 0;
+  return 265.0 * together + in_blocks(rows - together * kNMBlockRows, 82.0 + slower, 60.0 + table);
 }
 
 double few_rows_time(const NMWeight& w, int64_t rows) {

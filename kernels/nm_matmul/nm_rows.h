@@ -34,6 +34,7 @@ struct NMWeight {
 };
 
 constexpr int kNMBlockRows = 64;   // rows of a block at most
+constexpr int kNMWideBlocks = 4;   // blocks that some weights are multiplied with at once
 constexpr int kNMOutputStep = 16;  // ranges of outputs should start at multiples of this
 
 // Bytes of a prepared block, whatever its path; aligned to 64 bytes.
@@ -51,6 +52,11 @@ struct NMKernel {
   void (*run)(const NMWeight& w, const uint8_t* block, int rows, int64_t first, int64_t last, float* y, int64_t ldy);
   // What NMWeight::finite may be set to for `run` on these outputs; null: it does not care.
   bool (*finite)(const NMWeight& w, int64_t first, int64_t last) = nullptr;
+  // The same sums, bit for bit, of kNMWideBlocks blocks of `rows` rows each, block i to y[i]; null: there is none. It
+  // serves the weights that `takes_wide` says.
+  bool (*takes_wide)(const NMWeight& w) = nullptr;
+  void (*run_wide)(const NMWeight& w, const uint8_t* const* blocks, int rows, int64_t first, int64_t last,
+                   float* const* y, int64_t ldy) = nullptr;
 };
 
 // Dense activations x few rows, compressed weights of one segment.

@@ -144,7 +144,7 @@ def test_bits_by_stride_and_bits_past_the_channels() -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("with_v0", [True, False])
-@pytest.mark.parametrize(("steps", "size", "outputs"), [(4, 6, 40), (1, 9, 129), (70, 2, 12)])
+@pytest.mark.parametrize(("steps", "size", "outputs"), [(4, 6, 40), (10, 8, 24), (1, 9, 129), (70, 2, 12)])
 @pytest.mark.parametrize("path", [EVENT, 2])
 def test_lif_on_the_way_out_is_lif_of_the_sums(
     steps: int, size: int, outputs: int, with_v0: bool, packed: bool, path: int

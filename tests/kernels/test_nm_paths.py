@@ -115,6 +115,23 @@ def test_the_sums_of_a_row_do_not_depend_on_other_rows_or_outputs(path: int, dty
     assert torch.equal(y[:, :3], product(s, first, path))
 
 
+@pytest.mark.parametrize("finite", [True, False])
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rows_at_once_have_the_bits_of_each(out_dtype: torch.dtype, finite: bool) -> None:
+    """Four blocks of 64 rows share their tables, what is left does not; a weight that is not finite never does."""
+    needs(LOOKUP)
+    weight, dense = make_weight((37, 1104, 1, 1), "2:4", torch.bfloat16)
+    if not finite:
+        weight[0].view(37, -1)[36, 5] = torch.inf
+    s = make_spikes(5 * 64 + 9, 1104, rate=0.5)
+    bits = pack_spikes(s).view(s.shape[0], 1, 1, -1)
+    y = OPS.nm_spikes(bits, 1104, *weight, *LINEAR, out_dtype, LOOKUP).view(s.shape[0], 37)
+    parts = [product(part, weight, LOOKUP).to(out_dtype) for part in s.split(40)]
+    assert torch.equal(y.nan_to_num(), torch.cat(parts).nan_to_num())
+    if out_dtype == torch.float32:
+        assert_sums(y[:, :36], s, dense.view(37, 1104)[:36])
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sums_of_integers_are_exact(path: int, dtype: torch.dtype) -> None:
