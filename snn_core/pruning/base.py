@@ -18,7 +18,7 @@ from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.distributed import Ranks, inner_model
 from snn_core.pruning.groups import BlockGroup, PrunedLayer, group_by_pattern
 from snn_core.pruning.layers import LayerReport, select_layers
-from snn_core.pruning.masking import MaskHook, RestoreHook, StraightThrough, clear_dropped, drop_snapshot
+from snn_core.pruning.masking import MaskHook, RestoreHook, StraightThrough, clear_dropped, take_over
 from snn_core.pruning.optimizer_link import OptimizerLink
 from snn_core.pruning.schedule import Schedule, schedule_at, warn_of_an_early_end
 from snn_core.pruning.state import check_identity, decode, encode, saved_masks
@@ -302,7 +302,7 @@ class NMPruner(ABC):
 
     def _attach(self) -> None:
         for layer in self.layers:
-            drop_snapshot(layer.module)
+            take_over(layer.module, layer.name)
             hook = MaskHook(partial(self._masked_weight, layer), partial(lambda name: self.masks[name], layer.name))
             self._handles.append(layer.module.register_forward_pre_hook(hook))
             self._handles.append(layer.module.register_forward_hook(RestoreHook(), always_call=True))

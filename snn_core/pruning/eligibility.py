@@ -175,6 +175,11 @@ class CreditCapture:
     def _after_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not (self.due and module.training and isinstance(output, Tensor) and output.requires_grad):
             return
+        if not args:
+            raise ArgumentError(
+                f"EID: layer {self.name!r} was called with its input by keyword; pass it by position, or set "
+                "eid_credit = gradient"
+            )
         x, lagged = args[0].detach(), self._call_has_gradient
         if getattr(self.neuron, "step_mode", "m") == "s" and self.time_steps is None:
             if self._backward_seen or (self._carried is not None and self._carried.shape != x.shape):

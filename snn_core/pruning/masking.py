@@ -104,8 +104,14 @@ class SnapshotMask:
         self.version = version
 
 
-def drop_snapshot(module: nn.Module) -> None:
-    """Take the hooks of a :class:`SnapshotMask` off a layer that is pruned anew; beside a live mask there is none."""
+def take_over(module: nn.Module, name: str) -> None:
+    """Take the hooks of a :class:`SnapshotMask` off a layer that is pruned anew, and warn where a pruner is at it."""
+    if any(isinstance(hook, MaskHook) for hook in module._forward_pre_hooks.values()):
+        warnings.warn(
+            f"layer {name!r} is under another pruner, whose masks are not final: both choose masks and change its "
+            "gradient; finalize() the other one first, or begin with a fresh model and optimizer",
+            stacklevel=2,
+        )
     found = [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, SnapshotMask)]
     for key in found:
         del module._forward_pre_hooks[key]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from snn_core.errors import CheckpointError
+from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.pruning import METHODS, PruneConfig, create_pruner
 from snn_core.sparsity import check_nm
 
@@ -132,3 +132,21 @@ def test_a_copy_of_the_search_can_be_pruned_anew():
     plain = make_net()
     plain.load_state_dict(copied.state_dict())
     assert torch.equal(copied(make_x(0)), plain(make_x(0)))
+
+
+def test_a_second_pruner_at_a_layer_is_said():
+    with pytest.warns(UserWarning, match="layer '2' is under another pruner"):
+        create_pruner("random", start()[0], pattern="1:4")
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, range(STEPS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_pruner("random", model, pattern="1:4")  # the first one's masks are final
+
+
+def test_a_layer_that_gets_its_input_by_keyword_is_named():
+    config = PruneConfig(trace_decay=0.5, time_steps=2)
+    model, _, _ = start(config=config)
+    model(make_x(0))
+    with pytest.raises(ArgumentError, match="layer '2' was called with its input by keyword"):
+        model[2](input=torch.zeros(4, 16))
