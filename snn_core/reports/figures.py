@@ -73,7 +73,7 @@ def _panels(history: list[dict[str, Any]]) -> list[tuple[str, dict[str, str]]]:
     """The known panels, and one for each figure that this release does not know."""
     known = {key for _, keys in PANELS for key in keys} | {"epoch"}
     others = dict.fromkeys(key for record in history for key in record if key not in known)
-    return [*PANELS, *((str(key), {key: str(key)}) for key in list(others)[:6])]
+    return [*PANELS, *((short_name(str(key), 60), {key: short_name(str(key), 60)}) for key in list(others)[:6])]
 
 
 def _curves(history: list[dict[str, Any]], keys: dict[str, str]) -> dict[str, tuple[list[int], list[float]]]:

@@ -89,7 +89,7 @@ def to_svg(figure: Any, name: str, label: str) -> str:
         text = text.replace(color, css)
     # One font for all figures, named once in the page's style sheet.
     text = re.sub(r"font: ((?:[\w.]+ )*[\d.]+px) [^;\"]*", r"font: \1 var(--font)", text)
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{_attribute(label)}" ', text, count=1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(label)}" ', 1)
 
 
 def _attribute(text: str) -> str:

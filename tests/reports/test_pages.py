@@ -24,7 +24,7 @@ from snn_core.training import save_checkpoint
 from snn_core.training.checkpoint import read_tensors, write_tensors
 from tests.reports.conftest import change_result, check_page
 
-HOSTILE = '<img src=x onerror="alert(1)">&$a_b$</script>'
+HOSTILE = r'<img src=x onerror="alert(1)">&$\a_b$\1</script>'
 
 
 def render(folder):
