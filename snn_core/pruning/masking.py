@@ -57,10 +57,18 @@ class MaskHook:
     def __init__(self, weight: Callable[[], Tensor], mask: Callable[[], Tensor]) -> None:
         self.weight, self.mask = weight, mask
         # torch.compile ends its graph here: it would trace the pruner, and bake one step's mask in.
-        self._show = torch.compiler.disable(lambda module: show_weight(module, self.weight()))
+        self._show = torch.compiler.disable(self._make_and_show)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         self._show(module)
+
+    def _make_and_show(self, module: nn.Module) -> None:
+        if torch.is_inference_mode_enabled():
+            # Masks made now serve until the step ends: autograd would refuse inference tensors then.
+            with torch.inference_mode(False), torch.no_grad():
+                show_weight(module, self.weight())
+        else:
+            show_weight(module, self.weight())
 
     def __reduce__(self) -> tuple[type[SnapshotMask], tuple[Tensor]]:
         return SnapshotMask, (self.mask().clone(),)

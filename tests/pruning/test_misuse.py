@@ -150,3 +150,23 @@ def test_a_layer_that_gets_its_input_by_keyword_is_named():
     model(make_x(0))
     with pytest.raises(ArgumentError, match="layer '2' was called with its input by keyword"):
         model[2](input=torch.zeros(4, 16))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pass_in_inference_mode_before_the_first_step_does_no_harm(method, training):
+    results = []
+    for tried in (False, True):
+        model = make_net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        pruner = create_pruner(method, model, CONFIG, pattern="1:4")
+        model.train(training)
+        if tried:
+            with torch.inference_mode():
+                model(make_x(0))
+        model.train()
+        pruner.begin(model, optimizer, STEPS)
+        train(model, optimizer, pruner, range(STEPS))
+        pruner.finalize()
+        results.append(model[2].weight.detach())
+    assert torch.equal(*results)
