@@ -129,7 +129,7 @@ class MaskProPruner(NMPruner):
         Raises:
             NonFiniteError: it is NaN or infinite.
         """
-        value = float(loss)
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
         if not math.isfinite(value):
             raise NonFiniteError(f"maskpro: the loss became {value} after step {self.steps_done}")
         if not self.frozen:

@@ -170,3 +170,10 @@ def test_a_pass_in_inference_mode_before_the_first_step_does_no_harm(method, tra
         pruner.finalize()
         results.append(model[2].weight.detach())
     assert torch.equal(*results)
+
+
+def test_a_loss_with_its_graph_is_observed_quietly():
+    model, _, pruner = start("maskpro")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.observe_loss(model(make_x(0)).square().mean())
