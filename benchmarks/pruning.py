@@ -138,7 +138,7 @@ def make_study(study: Study, arguments: argparse.Namespace) -> bool:
     body = {
         "study": json.loads(json.dumps(vars(study))),
         "about": {
-            "pair": "one seed (and fold): the same initial weights, samples and order of data for every method",
+            "pair": "one seed, its folds averaged: the same initial weights, samples and order for every method",
             "agreement": "share of kept positions that two runs share which began with the same weights and samples, "
             "but had other seeds for order, augmentation, dropout and the pruner's draws; chance: the kept fraction",
             "first_reported_seed": first,

@@ -14,7 +14,7 @@ from scipy import stats
 Row = dict[str, Any]
 #: (method, pattern)
 Group = tuple[str, str]
-#: (seed, fold): what is paired.
+#: (seed, fold)
 Key = tuple[int, Any]
 CONFIDENCE = 0.95
 
@@ -52,10 +52,15 @@ def by_group(cells: Iterable[Row]) -> dict[Group, dict[Key, Row]]:
 
 
 def differences(groups: Mapping[Group, Mapping[Key, Row]], group: Group, reference: Group) -> list[float]:
-    """Accuracy of ``group`` minus that of ``reference`` where both have run, folds before the test split alone."""
+    """Accuracy of ``group`` minus that of ``reference``: one a seed, over what both have run.
+
+    Folds of a seed share training samples and are averaged; where there are any, the test split stands apart.
+    """
     mine, others = groups.get(group, {}), groups.get(reference, {})
-    keys = measured(key for key in mine if key in others)
-    return [mine[key]["accuracy"] - others[key]["accuracy"] for key in keys]
+    seeds: dict[int, list[float]] = {}
+    for key in measured(key for key in mine if key in others):
+        seeds.setdefault(key[0], []).append(mine[key]["accuracy"] - others[key]["accuracy"])
+    return [statistics.fmean(folds) for folds in seeds.values()]
 
 
 def measured(keys: Iterable[Key]) -> list[Key]:
@@ -70,7 +75,7 @@ def tabulate(cells: list[Row]) -> list[Row]:
 
     ``accuracy``: over seeds, each averaged over its folds. ``test``: on the test split where there are folds beside it.
     ``minus_dense``, ``minus_sr_ste``, ``spikenm_minus``: :func:`paired` differences of this method to dense, to SR-STE
-    of the same pattern, and of SpikeNM to this method; a pair is a seed (and fold).
+    of the same pattern, and of SpikeNM to this method; a pair is a seed.
     """
     groups = by_group(cells)
     rows = []
