@@ -94,7 +94,9 @@ def test_the_end_in_time_is_quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, optimizer, pruner, range(STEPS))
-        pruner.finalize()
+        masks = pruner.finalize()
+    for name, mask in masks.items():
+        assert torch.equal(model.get_parameter(f"{name}.weight") != 0, mask)
 
 
 def test_the_setting_that_differs_is_named():
@@ -176,4 +178,5 @@ def test_a_loss_with_its_graph_is_observed_quietly():
     model, _, pruner = start("maskpro")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pruner.observe_loss(model(make_x(0)).square().mean())
+        pruner.observe_loss(loss := model(make_x(0)).square().mean())
+    assert pruner._losses == [loss.item()]
