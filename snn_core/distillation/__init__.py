@@ -33,7 +33,7 @@ from snn_core.distillation.product import (
     write_product,
 )
 from snn_core.distillation.quantizer import PEQN, probabilistic_quantize
-from snn_core.distillation.selection import select_herding, select_random
+from snn_core.distillation.selection import select_by_score, select_herding, select_k_centre, select_random
 from snn_core.distillation.teachers import Teacher, TeacherPool, model_hash, train_teachers
 
 __all__ = [
@@ -70,7 +70,9 @@ __all__ = [
     "model_hash",
     "probabilistic_quantize",
     "record_measurement",
+    "select_by_score",
     "select_herding",
+    "select_k_centre",
     "select_random",
     "shift_frames",
     "temporal_spectrum_loss",

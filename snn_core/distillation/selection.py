@@ -76,3 +76,48 @@ def select_herding(features: Tensor, labels: Tensor, num_classes: int, ipc: int)
             total = total + members[pick]
             chosen.append(group[pick])
     return torch.stack(chosen)
+
+
+def select_k_centre(features: Tensor, labels: Tensor, num_classes: int, ipc: int) -> Tensor:
+    """Greedy k-centre: each pick is the sample farthest from all picked ones, so that the largest distance shrinks.
+
+    Source: Sener, Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018. Class
+    by class; the first pick is the sample nearest to the class mean (there: points already labelled).
+
+    Args, returns and errors: as :func:`select_herding`. Ties go to the lower index.
+    """
+    _check_ipc(ipc)
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ArgumentError(f"features: got {tuple(features.shape)}, need [{len(labels)}, D]")
+    chosen = []
+    for group in class_indices(labels, num_classes, at_least=ipc):
+        members = features[group].double()
+        pick = int((members - members.mean(0)).square().sum(1).argmin())
+        nearest = torch.full((len(group),), float("inf"), dtype=torch.float64)
+        for _ in range(ipc):
+            chosen.append(group[pick])
+            nearest = nearest.minimum((members - members[pick]).square().sum(1))
+            nearest[pick] = -1.0  # not again, even where samples are equal
+            pick = int(nearest.argmax())
+    return torch.stack(chosen)
+
+
+def select_by_score(
+    scores: Tensor, labels: Tensor, num_classes: int, ipc: int, *, generator: torch.Generator
+) -> Tensor:
+    """The ``ipc`` samples of every class with the largest ``scores`` [num]; equal ones in random order.
+
+    Returns:
+        int64 ``[K * ipc]`` indices, sorted by class, the largest score first.
+
+    Raises:
+        ArgumentError: ``ipc`` below 1, or scores and labels of different length. DataError: a class too small.
+    """
+    _check_ipc(ipc)
+    if scores.shape != labels.shape:
+        raise ArgumentError(f"scores: got {tuple(scores.shape)}, need [{len(labels)}]")
+    chosen = []
+    for group in class_indices(labels, num_classes, at_least=ipc):
+        shuffled = group[torch.randperm(len(group), generator=generator)]
+        chosen.append(shuffled[scores[shuffled].argsort(descending=True, stable=True)[:ipc]])
+    return torch.cat(chosen)

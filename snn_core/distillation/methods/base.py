@@ -1,0 +1,110 @@
+"""What every method shares: the interface, the product made of its frames, features to select by."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import snn_core
+from snn_core.datasets import FrameDataset
+from snn_core.distillation.config import DistillConfig
+from snn_core.distillation.densify import collect_features
+from snn_core.distillation.product import DistilledDataset, Provenance
+from snn_core.distillation.teachers import TeacherPool
+from snn_core.errors import ArgumentError
+
+_CHUNK = 50  # samples a forward pass
+
+
+class CondensationMethod(Protocol):
+    """Makes a product of ``config.ipc`` samples per class out of a real set."""
+
+    name: str
+    needs_teachers: bool
+
+    def __call__(
+        self,
+        dataset: FrameDataset,
+        config: DistillConfig,
+        *,
+        teachers: TeacherPool | None = None,
+        seed: int = 0,
+        state_path: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> DistilledDataset:
+        """The product. ``teachers`` may be None only where ``needs_teachers`` is false; methods without a long loop
+        have no state to resume. Errors as in :func:`snn_core.distillation.distill`."""
+        ...
+
+
+def make_product(
+    dataset: FrameDataset,
+    frames: Tensor,
+    labels: Tensor,
+    *,
+    method: str,
+    ipc: int,
+    seed: int,
+    config: dict[str, Any] | None = None,
+    teachers: TeacherPool | None = None,
+    seconds: float = 0.0,
+) -> DistilledDataset:
+    """Frames uint8 [K * ipc, T, 2, H, W] with the provenance that ``dataset`` and the arguments give them.
+
+    Raises:
+        ArgumentError: frames and labels that do not fit together.
+    """
+    provenance = Provenance(
+        method=method,
+        source_name=dataset.name,
+        source_content_key=dataset.content_key,
+        source_description=dataset.description,
+        source_samples=len(dataset),
+        simulated=dataset.simulated,
+        class_names=dataset.class_names,
+        ipc=ipc,
+        seed=seed,
+        config=config or {},
+        teacher_hashes=teachers.hashes if teachers is not None else [],
+        teacher_seconds=teachers.seconds if teachers is not None else 0.0,
+        package_version=snn_core.__version__,
+        seconds=seconds,
+    )
+    return DistilledDataset(frames, labels, provenance)
+
+
+def selected_product(
+    dataset: FrameDataset, chosen: Tensor, name: str, config: DistillConfig, seed: int, teachers: TeacherPool | None,
+    seconds: float,
+) -> DistilledDataset:  # fmt: skip
+    """The product of a selection: the real samples ``chosen`` (int64 [K * ipc], sorted by class)."""
+    return make_product(
+        dataset, dataset.frames[chosen], dataset.labels[chosen], method=name, ipc=config.ipc, seed=seed,
+        config={"ipc": config.ipc}, teachers=teachers, seconds=seconds,
+    )  # fmt: skip
+
+
+def required(teachers: TeacherPool | None, name: str) -> TeacherPool:
+    """``teachers``. Raises ArgumentError where there are none."""
+    if teachers is None:
+        raise ArgumentError(f"teachers: method {name!r} needs a pool, see train_teachers")
+    return teachers
+
+
+@torch.no_grad()
+def time_mean_features(
+    dataset: FrameDataset, model: nn.Module, config: DistillConfig, device: str | torch.device
+) -> Tensor:
+    """Time-averaged spike features of every layer, each of unit length, concatenated: ``[num, D]`` on the CPU."""
+    parts = []
+    for start in range(0, len(dataset), _CHUNK):
+        frames = dataset.frames[start : start + _CHUNK].transpose(0, 1).to(device).float()
+        layers = collect_features(model, frames, config.layers, beta=0.0, feature_pool=config.feature_pool)
+        means = [nn.functional.normalize(layer.mean(0), dim=1) for layer in layers]
+        parts.append(torch.cat(means, 1).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,78 @@
+"""DM: distribution matching, the class means of features.
+
+Source: Zhao, Bilen, "Dataset Condensation with Distribution Matching", WACV 2023. There the features are the last ones
+of networks that were never trained; here those of every spiking layer of the same trained teachers as PACE's, the
+stronger form on event data (docs/notes/pace.md), so that only the loss differs.
+
+    dm              | mean_b f_F[t] - mean_b f_G[t] |^2 at every time step
+    dm/time-mean    | mean_{t,b} f_F - mean_{t,b} f_G |^2: knows nothing of time
+    dm/sdr, dm/time-mean-sdr: the same on features densified by residual potentials; without, on spikes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snn_core.distillation.config import DistillConfig
+from snn_core.distillation.matching import MatchingTerms
+from snn_core.distillation.methods.matched import MatchedMethod
+from snn_core.errors import ArgumentError
+
+_TINY = 1e-12
+
+
+class DistributionMatching:
+    """Squared distance of class-mean features, relative to the squared norm of the real means (all classes together).
+
+    Args:
+        time_mean: average over time first.
+    """
+
+    def __init__(self, *, time_mean: bool = False) -> None:
+        self.time_mean = time_mean
+
+    def __call__(self, real: Tensor, synthetic: Tensor, *, generator: torch.Generator) -> MatchingTerms:
+        """``[T, K, Br, D]`` and ``[T, K, Bs, D]`` -> terms; ``dm`` is ``[K]``: 0 for equal means, about 1 for silence.
+
+        Raises:
+            ArgumentError: shapes that do not fit each other.
+        """
+        if real.ndim != 4 or synthetic.ndim != 4 or real.shape[:2] + real.shape[3:] != (
+            synthetic.shape[:2] + synthetic.shape[3:]
+        ):  # fmt: skip
+            raise ArgumentError(
+                f"real {tuple(real.shape)} and synthetic {tuple(synthetic.shape)}: need [T, K, B, D] of equal T, K, D"
+            )
+        mean_real, mean_synthetic = real.mean(2), synthetic.mean(2)
+        if self.time_mean:
+            mean_real, mean_synthetic = mean_real.mean(0, keepdim=True), mean_synthetic.mean(0, keepdim=True)
+        distance = (mean_real - mean_synthetic).square().sum((0, 2))
+        per_class = real.shape[1] * distance / mean_real.square().sum().clamp_min(_TINY)
+        return MatchingTerms(total=per_class.mean(), per_class={"dm": per_class})
+
+    def __repr__(self) -> str:
+        return f"DistributionMatching(time_mean={self.time_mean})"
+
+
+def _spikes(config: DistillConfig) -> dict[str, Any]:
+    return {"beta": 0.0}
+
+
+def _densified(config: DistillConfig) -> dict[str, Any]:
+    return {"beta": config.beta or 1.0}
+
+
+def _method(name: str, time_mean: bool, sdr: bool) -> MatchedMethod:
+    change = _densified if sdr else _spikes
+    return MatchedMethod(name, change=change, loss=lambda config: DistributionMatching(time_mean=time_mean))
+
+
+METHODS = {
+    "dm": lambda: _method("dm", False, False),
+    "dm/sdr": lambda: _method("dm/sdr", False, True),
+    "dm/time-mean": lambda: _method("dm/time-mean", True, False),
+    "dm/time-mean-sdr": lambda: _method("dm/time-mean-sdr", True, True),
+}
