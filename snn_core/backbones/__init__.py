@@ -1,6 +1,19 @@
 """Networks behind one interface: ``create(name, **options)``."""
 
 from snn_core.backbones.convnet import ConvSNN
-from snn_core.backbones.registry import create, list_backbones, register
+from snn_core.backbones.features import Backbone, FeatureInfo, SpikingBackbone, SpikingOptions
+from snn_core.backbones.registry import create, list_backbones, nearest, register
+from snn_core.backbones.weights import load_weights
 
-__all__ = ["ConvSNN", "create", "list_backbones", "register"]
+__all__ = [
+    "Backbone",
+    "ConvSNN",
+    "FeatureInfo",
+    "SpikingBackbone",
+    "SpikingOptions",
+    "create",
+    "list_backbones",
+    "load_weights",
+    "nearest",
+    "register",
+]

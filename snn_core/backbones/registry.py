@@ -2,38 +2,89 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from torch import nn
 
+from snn_core.backbones.weights import load_weights
 from snn_core.errors import ArgumentError
 from snn_core.seeding import seeded
 
-_BACKBONES: dict[str, Callable[..., nn.Module]] = {}
+
+@dataclass(frozen=True)
+class _Entry:
+    factory: Callable[..., nn.Module]
+    fixed: dict[str, Any]
+
+    def options(self) -> list[str] | None:
+        """Names of the options that may be given; None: any, the factory looks itself."""
+        names = []
+        for name, parameter in inspect.signature(self.factory).parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                # **options: Unpack[SomeTypedDict] names them; a plain **options does not.
+                function: Any = self.factory
+                function = getattr(function, "__init__") if isinstance(function, type) else function  # noqa: B009
+                unpacked = get_args(get_type_hints(function, include_extras=True)[name])
+                if not unpacked:
+                    return None
+                names += list(unpacked[0].__annotations__)
+            elif name not in self.fixed:
+                names.append(name)
+        return names
 
 
-def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Decorator: make a class or function creatable under ``name``."""
+_BACKBONES: dict[str, _Entry] = {}
+Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
-    def add(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        _BACKBONES[name] = factory
+
+def register(name: str, **fixed: Any) -> Callable[[Factory], Factory]:
+    """Decorator: make a class or function creatable under ``name``, with the options ``fixed``, as often as needed.
+
+    Its parameters are the options of the backbone; with ``**options: Unpack[SpikingOptions]`` those too.
+    """
+
+    def add(factory: Factory) -> Factory:
+        _BACKBONES[name] = _Entry(factory, fixed)
         return factory
 
     return add
 
 
-def list_backbones() -> list[str]:
-    """Names that :func:`create` knows, sorted."""
-    return sorted(_BACKBONES)
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names that :func:`create` knows, sorted; those that match ``pattern`` (shell wildcards)."""
+    return sorted(name for name in _BACKBONES if fnmatchcase(name, pattern))
 
 
-def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
-    """Build a backbone with freshly initialised parameters.
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """``" (did you mean ...?)"`` with the most similar names, empty where none is similar; for error messages."""
+    names = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(allowed), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(names)}?)" if names else ""
+
+
+def create(
+    name: str,
+    pretrained: str | os.PathLike[str] | None = None,
+    *,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """Build a backbone, with freshly initialised parameters or those of a file.
 
     Args:
         name: one of :func:`list_backbones`.
+        pretrained: a safetensors file of ours (a checkpoint, a compressed model, or a plain ``state_dict``) whose
+            weights fit exactly; with ``features_only`` those of the head are left out. The file is not remembered.
+        in_channels, num_classes: of the input and of the logits; by default what the backbone's class says.
+        features_only: a call gives the list of feature maps (see ``feature_info``); the head is left away.
         seed: of the initialisation; torch's global generator is left as it was.
         **options: arguments of the backbone's class. They must be JSON-serialisable: a checkpoint keeps them.
 
@@ -41,22 +92,39 @@ def create(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         The network, with ``backbone_name`` and ``backbone_options`` set.
 
     Raises:
-        ArgumentError: unknown name or option.
+        ArgumentError: unknown name or option (with the nearest that there is), or a value that is not allowed.
+        CheckpointError: ``pretrained`` is missing or damaged, or does not fit: the message lists what is missing,
+            unexpected, or of another shape.
     """
     if name not in _BACKBONES:
-        raise ArgumentError(f"backbone is {name!r}; allowed: {', '.join(list_backbones())}")
-    factory = _BACKBONES[name]
-    known = inspect.signature(factory).parameters
-    unknown = sorted(set(options) - set(known))
+        raise ArgumentError(f"backbone is {name!r}{nearest(name, _BACKBONES)}; allowed: {', '.join(list_backbones())}")
+    entry = _BACKBONES[name]
+    for key, value in (("in_channels", in_channels), ("num_classes", num_classes)):
+        if value is not None:
+            options[key] = value
+    known = entry.options()
+    unknown = sorted(set(options) - set(known)) if known is not None else sorted(set(options) & set(entry.fixed))
     if unknown:
-        raise ArgumentError(f"backbone {name!r} has no option {', '.join(unknown)}; allowed: {', '.join(known)}")
+        named = ", ".join(f"{option}{nearest(option, known or ())}" for option in unknown)
+        raise ArgumentError(f"backbone {name!r} has no option {named}; allowed: {', '.join(known or ())}")
     try:
         with seeded(seed, "init", name):
-            model = factory(**options)
+            model = entry.factory(**options, **entry.fixed)
     except ArgumentError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         raise ArgumentError(f"backbone {name!r} cannot be built with {options}: {error}") from error
     model.backbone_name = name  # type: ignore[assignment]
     model.backbone_options = dict(options)  # type: ignore[assignment]
+    if features_only:
+        _leave_head_away(model, name)
+    if pretrained is not None:
+        load_weights(model, pretrained)
     return model
+
+
+def _leave_head_away(model: Any, name: str) -> None:
+    if not hasattr(model, "drop_head"):
+        raise ArgumentError(f"backbone {name!r} has no features_only")
+    model.drop_head()
+    model.backbone_options["features_only"] = True
