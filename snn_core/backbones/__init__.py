@@ -3,12 +3,16 @@
 from snn_core.backbones.convnet import ConvSNN
 from snn_core.backbones.features import Backbone, FeatureInfo, SpikingBackbone, SpikingOptions
 from snn_core.backbones.registry import create, list_backbones, nearest, register
+from snn_core.backbones.sdt import SpikeDrivenTransformer
+from snn_core.backbones.spikformer import Spikformer
 from snn_core.backbones.weights import load_weights
 
 __all__ = [
     "Backbone",
     "ConvSNN",
     "FeatureInfo",
+    "SpikeDrivenTransformer",
+    "Spikformer",
     "SpikingBackbone",
     "SpikingOptions",
     "create",
