@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,22 @@ def possible(cells: list[Cell]) -> tuple[list[Cell], dict[str, str]]:
 
 
 def agreements(folder: Path, finished: list[Cell]) -> list[dict[str, Any]]:
-    """Agreement of the masks of every method and pattern."""
+    """Agreement of the masks of every method and pattern; ``initial``: with the largest initial weights, on average.
+
+    Two masks that both kept what was largest at the start agree without having found anything.
+    """
     groups: dict[tuple[str, str], dict[int, list[Any]]] = {}
+    initial: dict[tuple[str, str], list[float]] = {}
     for cell in finished:
         described = {name: value for name, value in cell.items() if name != "result"}
         if "accuracy" in cell["result"] and mask_file(folder, described).is_file():
             runs = groups.setdefault((cell["method"], cell["pattern"]), {}).setdefault(cell["init"], [])
             runs.append(load_masks(mask_file(folder, described)))
-    return [{"method": method, "pattern": pattern} | agreement(masks) for (method, pattern), masks in groups.items()]
+            initial.setdefault((cell["method"], cell["pattern"]), []).append(cell["result"]["overlap_initial"])
+    return [
+        {"method": method, "pattern": pattern, "initial": statistics.fmean(initial[method, pattern])} | agreement(masks)
+        for (method, pattern), masks in groups.items()
+    ]
 
 
 def compact(cell: Cell) -> Cell:
@@ -140,7 +149,9 @@ def make_study(study: Study, arguments: argparse.Namespace) -> bool:
         "about": {
             "pair": "one seed, its folds averaged: the same initial weights, samples and order for every method",
             "agreement": "share of kept positions that two runs share which began with the same weights and samples, "
-            "but had other seeds for order, augmentation, dropout and the pruner's draws; chance: the kept fraction",
+            "but had other seeds for order, augmentation, dropout and the pruner's draws; chance: the kept fraction; "
+            "initial: the share that is kept of the largest initial weights",
+            "bounds": "of the mean over seeds (weights, samples, order); the choice of the test set is not in them",
             "first_reported_seed": first,
             "tuning": bool(arguments.tuning),
             "finished": f"{len(finished) + len(agreed)} of {len(cells) + len(more)} runs",

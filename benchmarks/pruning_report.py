@@ -21,7 +21,8 @@ def show(name: str, body: Row) -> None:
             _number(row.get("firing_rate"), ".3f"), str(row["blocks_over_pattern"]), f"{row['seconds']:.1f}",
         )  # fmt: skip
         line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        print(f"{row['method']:20} {row['pattern']:>7} {line}")
+        lost = f"  {row['failed']} FAILED" if row["failed"] else ""
+        print(f"{row['method']:20} {row['pattern']:>7} {line}{lost}")
     others = [row for row in body["rows"] if "spikenm_minus" in row]
     if others:
         print("\nspikenm minus: points, standard error (pairs), lower bound of 95 %")
@@ -34,7 +35,7 @@ def show(name: str, body: Row) -> None:
     for row in body["agreement"]:
         if "overlap" in row:
             print(f"  {row['pattern']:>6} {row['method']:20} {row['overlap']['mean']:.3f} ({row['chance']:.3f}), "
-                  f"{row['above_chance']:.3f}")  # fmt: skip
+                  f"{row['above_chance']:.3f}; with the largest initial weights {row['initial']:.3f}")  # fmt: skip
     for cell in body["failed"]:
         print(f"failed: {cell['method']} {cell['pattern']} seed {cell['seed']}: {cell['result']['failed']}")
 

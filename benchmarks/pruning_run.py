@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from common import Cell
 from numpy.typing import NDArray
+from pruning_statistics import overlap
 from torch import nn
 
 from snn_core.backbones import create
@@ -20,7 +21,7 @@ from snn_core.errors import NonFiniteError
 from snn_core.files import atomic_path, sha256_json
 from snn_core.pruning import NMPruner, PruneConfig, create_pruner
 from snn_core.reports import measure_energy
-from snn_core.sparsity import check_nm
+from snn_core.sparsity import check_nm, to_blocks
 from snn_core.training import TrainConfig, predict_logits, train_classifier
 from snn_core.training.loop import STATE_FILE
 
@@ -81,6 +82,7 @@ def run(folder: Path, cell: Cell) -> Cell:
     train_set, test_set = parts(settings, cell["fold"], cell["init"], cell["tuning"])
     model = new_network(settings, train_set, cell["init"])
     hooks = [] if cell["method"] == "dense" else [new_pruner(cell, model)]
+    first = {name: largest for pruner in hooks for name, largest in largest_weights(pruner).items()}
     config = TrainConfig(**(settings["train"] | {"seed": cell["seed"]}))
     state = folder / "states" / sha256_json(cell)[:24] if settings["keep_state"] else None
     resume = state is not None and (state / STATE_FILE).is_file()
@@ -102,11 +104,24 @@ def run(folder: Path, cell: Cell) -> Cell:
     for pruner in hooks:
         result |= _sparsity(model, pruner)
         result["flips"] = [round(record["flips"], 5) for record in outcome.history if "flips" in record]
+        masks = {name: mask.cpu().numpy() for name, mask in pruner.masks.items()}
+        result["overlap_initial"] = overlap(masks, first)
         if cell["keep_masks"]:
-            save_masks(mask_file(folder, cell), {name: mask.cpu().numpy() for name, mask in pruner.masks.items()})
+            save_masks(mask_file(folder, cell), masks)
     if state is not None:
         shutil.rmtree(state, ignore_errors=True)
     return result
+
+
+def largest_weights(pruner: NMPruner) -> Masks:
+    """The magnitude masks of the weights as they are: the largest N of every block, whatever the method would keep."""
+    masks = {}
+    for layer in pruner.layers:
+        blocks = to_blocks(layer.weight.detach(), layer.pattern.m)
+        mask = torch.zeros_like(layer.weight, dtype=torch.bool)
+        to_blocks(mask, layer.pattern.m).scatter_(-1, blocks.abs().topk(layer.pattern.n).indices, True)
+        masks[layer.name] = mask.cpu().numpy()
+    return masks
 
 
 def _activity(model: nn.Module, test_set: FrameDataset) -> dict[str, Any]:

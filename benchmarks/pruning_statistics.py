@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -73,17 +74,21 @@ def measured(keys: Iterable[Key]) -> list[Key]:
 def tabulate(cells: list[Row]) -> list[Row]:
     """A row for each method and pattern.
 
-    ``accuracy``: over seeds, each averaged over its folds. ``test``: on the test split where there are folds beside it.
+    ``failed``: runs that ended without an accuracy, whose pairs are missing (a method whose every run failed has no
+    row). ``accuracy``: over seeds, each averaged over its folds. ``test``: on the test split where there are folds
+    beside it.
     ``minus_dense``, ``minus_sr_ste``, ``spikenm_minus``: :func:`paired` differences of this method to dense, to SR-STE
     of the same pattern, and of SpikeNM to this method; a pair is a seed.
     """
     groups = by_group(cells)
-    rows = []
+    failed = Counter((cell["method"], cell["pattern"]) for cell in cells if "accuracy" not in cell["result"])
+    rows: list[Row] = []
     for (method, pattern), results in groups.items():
         keys = measured(results)
         seeds = sorted({seed for seed, _ in keys})
         means = [statistics.fmean(results[key]["accuracy"] for key in keys if key[0] == seed) for seed in seeds]
         row: Row = {"method": method, "pattern": pattern, "seeds": seeds, "accuracy": spread(means)}
+        row["failed"] = failed[method, pattern]
         tests = [result["accuracy"] for key, result in results.items() if key not in keys]
         if tests:
             row["test"] = spread(tests)
@@ -103,7 +108,7 @@ def tabulate(cells: list[Row]) -> list[Row]:
 def _figures(results: list[Row]) -> Row:
     """What else is known of the runs: kept weights, blocks over the pattern (all of them), activity, time."""
     figures: Row = {"seconds": statistics.median(result["seconds"] for result in results)}
-    for name in ("kept_fraction", "firing_rate", "synops", "train_accuracy"):
+    for name in ("kept_fraction", "firing_rate", "synops", "train_accuracy", "overlap_initial"):
         values = [result[name] for result in results if name in result]
         if values:
             figures[name] = statistics.fmean(values)
@@ -127,7 +132,8 @@ def agreement(masks: Mapping[int, list[Mapping[str, NDArray[np.bool_]]]]) -> Row
     Returns:
         ``overlap``: mean over the pairs of runs of an initialisation, then :func:`spread` over initialisations (pairs
         that share a run are not independent). ``chance``: what masks that know nothing of each other would have, the
-        kept fraction. ``above_chance``: (overlap - chance) / (1 - chance).
+        kept fraction. ``above_chance``: (overlap - chance) / (1 - chance). Much of an overlap may come from the shared
+        initial weights, see ``overlap_initial`` of the runs.
     """
     means, kept = [], []
     for runs in masks.values():

@@ -89,6 +89,7 @@ def test_a_pair_takes_two_finished_runs(scripts: SimpleNamespace) -> None:
     rows = {row["method"]: row for row in scripts.pruning_statistics.tabulate([*cells, failed])}
     spikenm = rows["spikenm"]
     assert [spikenm[name]["count"] for name in ("accuracy", "minus_dense", "minus_sr_ste")] == [3, 3, 3]
+    assert [rows[method]["failed"] for method in ("dense", "sr-ste", "spikenm")] == [0, 0, 1]
     assert spikenm["minus_sr_ste"]["mean"] == pytest.approx(0.07 / 3)
     assert spikenm["minus_dense"]["mean"] == pytest.approx(0.07 / 3 - 0.1)
     assert rows["sr-ste"]["spikenm_minus"] == spikenm["minus_sr_ste"]
@@ -266,6 +267,7 @@ def test_agreement_states_and_plots_of_a_grid(
     for row in body["agreement"]:
         assert row["chance"] == 1 / 8
         assert 1 / 8 < row["overlap"]["mean"] <= 1
+        assert 1 / 8 < row["initial"] < 1  # two epochs neither leave every mask as it was, nor forget them
     assert not list((tmp_path / "work" / "digits" / "states").iterdir())
     for row in body["rows"]:
         assert row["blocks_over_pattern"] == 0
