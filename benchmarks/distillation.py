@@ -1,171 +1,289 @@
-"""Distilled sets against comparisons at the same budget: methods x IPC x distilled sets, each judged by fresh networks.
+"""Distilled sets against comparisons at the same budget: method x IPC x distilled set x networks, on studies by name.
 
-Networks are trained on the product alone and tested after their last epoch: on the official test recordings, and in
-5-fold cross-validation on the training split (teachers and products then see the other four folds only). The full-data
-reference uses the same networks, trained well. Interrupt it at will: finished cells are kept.
+    python benchmarks/distillation.py --studies nmnist --processes 2
+    python benchmarks/distillation.py --studies motion-sim --tuning 3 --methods pace random \\
+        --set distill.beta=0.5 methods.pace='{"gamma": 0}' --work runs/tuning
+    python benchmarks/distillation.py --studies nmnist gesture-size --cost
+    python benchmarks/distillation.py --show motion-sim
+
+Studies (distillation_studies.py): nmnist, nmnist-sim, motion-sim, digits; for a GPU dvs-gesture, cifar10-dvs and
+nmnist-sim-gpu; for --cost gesture-size. Methods: those of snn_core.distillation.list_methods(), ablations as
+"pace/no-dft". Networks are trained on the product alone and tested after their last step, beside networks trained on
+all data. --tuning never loads the test split. Interrupt it at will: finished parts are kept, sets are made seed by
+seed, --report makes the tables of what is there. Data lie in $SNN_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
+import functools
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import Cell, add_json_option, code_version, run_cells, summary, write_result
+from common import RESULTS, Cell, code_version, finished_cells, run_cells, write_result
+from distillation_report import plot, show
+from distillation_run import data_facts, free_data, run
+from distillation_statistics import flatten, production, tabulate
+from distillation_studies import OTHER_NETWORKS, STUDIES, Study, get_study
 
-from snn_core.datasets import FrameDataset, load_frames, stratified_folds
-from snn_core.distillation import (
-    DistillConfig,
-    EvaluationConfig,
-    create_method,
-    evaluate_full,
-    evaluate_product,
-    train_teachers,
-    write_product,
-)
-from snn_core.files import sha256_json
-from snn_core.training import TrainConfig
+from snn_core.backbones import list_backbones
+from snn_core.distillation import list_methods
+from snn_core.errors import DataError, InterruptedRunError
 
-FOLDS = 5
+#: Of a cell, what all cells of a study share.
+_SHARED = ("data", "tuning", "code", "keys", "device", "settings", "evaluation", "training", "teachers", "pairs")
+Grid = list[tuple[str, list[Cell]]]
 
 
-def data(cell: Cell) -> tuple[FrameDataset, FrameDataset]:
-    """The official splits, or a fold of the training split."""
-    train_set = load_frames(cell["data"], "train", T=cell["T"], quiet=True)
-    if cell["fold"] == "test":
-        return train_set, load_frames(cell["data"], "test", T=cell["T"], quiet=True)
-    train_part, test_part = stratified_folds(train_set.labels, FOLDS, seed=0)[cell["fold"]]
-    return train_set.subset(train_part), train_set.subset(test_part)
+class Planner:
+    """The cells of a study, in the order in which they are run."""
+
+    def __init__(self, study: Study, methods: list[str], tuning: int, code: str, keys: list[str]) -> None:
+        self.study, self.methods, self.tuning = study, methods, bool(tuning)
+        self.seeds = list(range(tuning)) if tuning else [study.first_seed + i for i in range(study.sets)]
+        self.base = {
+            "data": study.data_settings(), "tuning": self.tuning, "code": code, "keys": keys, "device": study.device,
+        }  # fmt: skip
+        self.networks = ["same", *(name for name in study.networks_also if OTHER_NETWORKS[name][0] in list_backbones())]
+
+    def grid(self) -> Grid:
+        """(what, cells): first teachers and full-data references, then set by set."""
+        phases = [("teachers and all data", [*self.teachers(), *self.full()])]
+        for number, seed in enumerate(self.seeds, 1):
+            products = self.products(seed)
+            where = f"set {number} of {len(self.seeds)}"
+            phases += [(f"products, {where}", products), (f"networks, {where}", self.evaluations(products))]
+        return phases
+
+    def teachers(self) -> list[Cell]:
+        """One cell for each fold and each kind of teachers."""
+        kinds = {}
+        for ipc, method in self.entries():
+            pool = self.study.distill_config(method, ipc).teachers.model_dump(mode="json")
+            kinds[json.dumps(pool, sort_keys=True)] = pool
+        folds = self.study.fold_names(self.tuning)
+        return [self.base | {"kind": "teachers", "fold": fold, "teachers": pool} for fold in folds
+                for pool in kinds.values()]  # fmt: skip
+
+    def entries(self, fold: int | str = "test") -> list[tuple[int, str]]:
+        """(IPC, method) of a fold."""
+        entries = [(int(ipc), method) for ipc, methods in self.study.grid.items() for method in methods]
+        if fold != "test" and not self.tuning:
+            entries = [(ipc, method) for ipc, method in entries if ipc == 1 and method in self.study.cross_validated]
+        return [(ipc, method) for ipc, method in entries if method in self.methods]
+
+    def full(self) -> list[Cell]:
+        """The full-data reference: a cell for each network."""
+        study = self.study
+        if "full" not in self.methods:
+            return []
+        return [
+            self.base
+            | {
+                "kind": "full", "fold": fold, "network": network, "seed": number, "training": study.full,
+                "evaluation": self.evaluation(0, network), "pairs": study.pairs,
+                "curve_points": study.curve_points if network == "same" else 0,
+            }
+            for fold in study.fold_names(self.tuning)
+            for network in (self.networks if fold == "test" else ["same"])
+            for number in range(study.full_networks)
+        ]  # fmt: skip
+
+    def products(self, seed: int) -> list[Cell]:
+        """The distilled sets of a seed."""
+        return [
+            self.base
+            | {
+                "kind": "product", "fold": fold, "method": method, "ipc": ipc, "seed": seed,
+                "settings": self.study.distill_config(method, ipc).model_dump(mode="json"),
+            }
+            for fold in self.study.fold_names(self.tuning)
+            for ipc, method in self.entries(fold)
+        ]  # fmt: skip
+
+    def evaluations(self, products: list[Cell]) -> list[Cell]:
+        """What they are worth, on every network."""
+        cells = []
+        for made in products:
+            transfers = made["method"] in self.study.transferred and made["ipc"] == 1 and made["fold"] == "test"
+            for network in self.networks if transfers else ["same"]:
+                cells.append(
+                    {
+                        "kind": "evaluate", "product": made, "network": network, "pairs": self.study.pairs,
+                        "evaluation": self.evaluation(made["ipc"], network),
+                        "curve_points": self.study.curve_points if network == "same" else 0,
+                    }
+                )  # fmt: skip
+        return cells
+
+    def evaluation(self, ipc: int, network: str) -> dict[str, Any]:
+        """Settings of the fresh networks."""
+        return self.study.evaluation_config(ipc, network).model_dump(mode="json")
+
+    def left_out(self) -> dict[str, str]:
+        """What the study names and this code does not have."""
+        named = {method for methods in self.study.grid.values() for method in methods}
+        return dict.fromkeys(sorted(named - set(list_methods())), "no such method here") | {
+            f"network {name}": f"no backbone {OTHER_NETWORKS[name][0]} here"
+            for name in self.study.networks_also
+            if name not in self.networks
+        }
 
 
-def train_pool(cell: Cell) -> Cell:
-    """Train the teachers of a fold into the cache, before several cells would each do it."""
-    return {"seconds": train_teachers(data(cell)[0], DistillConfig().teachers, seed=0, quiet=True).seconds}
+def compact(cell: Cell) -> Cell:
+    """A finished evaluation without what all cells share, and curves to four digits."""
+    flat = flatten(cell)
+    result = dict(flat["result"])
+    result["curves"] = [[[round(x, 4) for x in point] for point in curve] for curve in result.get("curves", [])]
+    return flat | {"result": result}
 
 
-def run(cell: Cell) -> Cell:
-    """Make one product (or take all data) and evaluate it."""
-    train_set, test_set = data(cell)
-    evaluation = EvaluationConfig(networks=cell["networks"])
-    if cell["method"] == "full":
-        return evaluate_full(train_set, test_set, config=evaluation, seed=cell["seed"], quiet=True).to_dict()
-    config = DistillConfig(ipc=cell["ipc"])
-    method = create_method(cell["method"])
-    # The pool is the same for every seed: distilled sets differ by their own draws, as from one user's teachers.
-    teachers = train_teachers(train_set, config.teachers, seed=0, quiet=True) if method.needs_teachers else None
-    product = method(train_set, config, teachers=teachers, seed=cell["seed"], quiet=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.h5"
-        write_product(path, product)
-        result = evaluate_product(product, test_set, config=evaluation, seed=cell["seed"], path=path, quiet=True)
-    return result.to_dict() | {
-        "distillation_seconds": product.provenance.seconds,
-        "teacher_seconds": product.provenance.teacher_seconds,
-    }
+def run_study(study: Study, planner: Planner, arguments: argparse.Namespace) -> bool:
+    """Run what is missing. False: it was interrupted."""
+    folder = arguments.work / study.name
+    for what, cells in planner.grid():
+        print(f"{study.name}: {what}")
+        try:
+            run_cells(cells, functools.partial(run, folder), folder, arguments.processes, describe=described)
+        except (KeyboardInterrupt, InterruptedRunError):
+            print("interrupted; the same command goes on, --report shows what is there", file=sys.stderr)
+            return False
+    return True
 
 
-def tabulate(finished: list[Cell]) -> list[dict[str, Any]]:
-    """One row per protocol (``test``, ``5-fold``), method and IPC: accuracy over all networks of all sets."""
-    groups: dict[tuple[str, str, int], list[Cell]] = {}
-    for cell in finished:
-        protocol = "test" if cell["fold"] == "test" else "5-fold"
-        groups.setdefault((protocol, cell["method"], cell["ipc"]), []).append(cell["result"])
-    return [_row(key, groups) for key in groups]
-
-
-def _row(key: tuple[str, str, int], groups: dict[tuple[str, str, int], list[Cell]]) -> dict[str, Any]:
-    protocol, method, ipc = key
-    results = groups[key]
-
-    def accuracies(of: tuple[str, str, int]) -> list[float]:
-        return [value for result in groups[of] for value in result["accuracies"]]
-
-    accuracy = summary(accuracies(key))
-    sets = [statistics.fmean(result["accuracies"]) for result in results]
-    row: dict[str, Any] = {
-        "protocol": protocol,
-        "method": method,
-        "ipc": ipc,
-        "accuracy": accuracy,
-        "sets": summary(sets),
-        "train_seconds": statistics.median(result["train_seconds"] for result in results),
-        "samples": results[0]["samples"],
-        "frame_bytes": results[0]["frame_bytes"],
-        "file_bytes": results[0]["file_bytes"],
-    }
-    if method == "full":
-        return row
-    row["distillation_seconds"] = statistics.median(result["distillation_seconds"] for result in results)
-    row["teacher_seconds"] = statistics.median(result["teacher_seconds"] for result in results)
-    full = (protocol, "full", 0)
-    if full in groups:
-        row["fraction_of_full"] = accuracy["mean"] / statistics.fmean(accuracies(full))
-        full_seconds = statistics.median(result["train_seconds"] for result in groups[full])
-        row["training_speedup"] = full_seconds / row["train_seconds"]
-        row["bytes_ratio"] = groups[full][0]["frame_bytes"] / row["frame_bytes"]
-    random = (protocol, "random", ipc)
-    if random in groups and method != "random":
-        row["minus_random"] = accuracy["mean"] - statistics.fmean(accuracies(random))
-    return row
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print the table."""
-    titles = f"{'accuracy':>17} {'of full':>8} {'- random':>8} {'train s':>8} {'bytes':>10}"
-    print(f"{'protocol':8} {'method':8} {'ipc':>4} {titles}")
-    for row in rows:
-        accuracy = f"{row['accuracy']['mean']:.4f} ± {row['accuracy']['std']:.4f}"
-        fraction = f"{row['fraction_of_full']:.3f}" if "fraction_of_full" in row else "-"
-        gain = f"{row['minus_random']:+.3f}" if "minus_random" in row else "-"
-        print(
-            f"{row['protocol']:8} {row['method']:8} {row['ipc']:4d} {accuracy:>17} {fraction:>8} {gain:>8} "
-            f"{row['train_seconds']:8.2f} {row['frame_bytes']:10,}"
-        )
-
-
-def main() -> None:
-    """Run the grid and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="nmnist")
-    parser.add_argument("--methods", nargs="+", default=["pace", "herding", "random"])
-    parser.add_argument("--ipc", type=int, nargs="+", default=[1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="distilled sets of a fold")
-    parser.add_argument("--test-seeds", type=int, nargs="+", default=list(range(6)), help="sets for the test split")
-    parser.add_argument("--folds", nargs="+", default=["test", *map(str, range(FOLDS))])
-    parser.add_argument("--networks", type=int, default=3, help="fresh networks a set")
-    parser.add_argument("--time-steps", type=int, default=6)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-distillation"), help="finished cells")
-    add_json_option(parser, "distillation_nmnist.json")
-    arguments = parser.parse_args()
-    settings = {
-        "distill": DistillConfig().model_dump(mode="json"),
-        "evaluate": EvaluationConfig().model_dump(mode="json"),
-        "full": TrainConfig().model_dump(),
-    }
-    base = {
-        "data": arguments.data, "T": arguments.time_steps, "networks": arguments.networks,
-        "settings": sha256_json(settings)[:12], "code": code_version(),  # of other code, it is another cell
+def make_study(study: Study, arguments: argparse.Namespace) -> bool:
+    """Run what is missing of a study, write its JSON, tables and plots. False: it was interrupted."""
+    facts = data_facts(study.data_settings(), bool(arguments.tuning))
+    keys = [facts[split]["content_key"][:16] for split in facts]
+    free_data()  # the workers load their own
+    known = [*list_methods(), "full"]
+    methods = [name for name in arguments.methods or known if name in known]
+    planner = Planner(study, methods, arguments.tuning, arguments.code or code_version(), keys)
+    left_out = planner.left_out()
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    whole = arguments.report or run_study(study, planner, arguments)
+    cells = [cell for _, part in planner.grid() for cell in part]
+    finished = finished_cells(arguments.work / study.name, cells)
+    judged = [cell for cell in finished if cell["kind"] in ("evaluate", "full")]
+    failed = [cell for cell in finished if "failed" in cell["result"]]
+    body = {
+        "study": json.loads(json.dumps(vars(study))),
+        "about": {
+            "accuracy": "over all networks of all distilled sets; sets: over the means of the sets",
+            "pair": "a distilled set: one seed for initial samples, draws and the fresh networks",
+            "tuning": bool(arguments.tuning),
+            "finished": f"{len(finished)} of {len(cells)} parts",
+            "code": planner.base["code"],
+        },
+        "data": facts,
+        "settings": {method: study.distill_config(method, ipc).model_dump(mode="json")
+                     for ipc, method in planner.entries()},
+        "networks": {name: planner.evaluation(1, name) for name in planner.networks},
+        "left_out": left_out,
+        "failed": [{key: value for key, value in cell.items() if key not in _SHARED} for cell in failed],
+        "rows": tabulate(map(flatten, judged)),
+        "production": production(cell for cell in finished if cell["kind"] == "product"),
+        "cells": [compact(cell) for cell in judged if "failed" not in cell["result"]],
     }  # fmt: skip
-    folds = ["test" if fold == "test" else int(fold) for fold in arguments.folds]
-    run_cells(
-        [base | {"teachers": True, "fold": fold} for fold in folds], train_pool, arguments.work, arguments.processes
-    )
-    cells = [base | {"method": "full", "ipc": 0, "seed": 0, "fold": fold} for fold in folds]
-    cells += [
-        base | {"method": method, "ipc": ipc, "seed": seed, "fold": fold}
-        for fold in folds
-        for ipc in arguments.ipc
-        for seed in (arguments.test_seeds if fold == "test" else arguments.seeds)
-        for method in arguments.methods
-    ]
-    finished = run_cells(cells, run, arguments.work, arguments.processes)
-    rows = tabulate(finished)
-    show(rows)
-    write_result(arguments.json, {"settings": settings, "rows": rows, "cells": finished})
+    show(study.name, body)
+    name = f"distillation_{study.name.replace('-', '_')}{'_tuning' if arguments.tuning else ''}"
+    write_result(arguments.results / f"{name}.json", body)
+    if not arguments.no_plots:
+        plot(arguments.results, name, body)
+    return whole
+
+
+def measure_cost(study: Study, arguments: argparse.Namespace) -> bool:
+    """Wall-clock and peak memory of teachers and distillation, each in a process of its own, nothing cached."""
+    planner = Planner(study, ["pace"], 1, arguments.code or code_version(), [])
+    base = planner.base | {"kind": "cost", "fold": 0, "seed": 0, "threads": arguments.threads}
+    data_facts(study.data_settings(), True)
+    free_data()
+    cells = [
+        base | {"method": "pace", "ipc": int(ipc),
+                "settings": study.distill_config("pace", int(ipc)).model_dump(mode="json")}
+        for ipc in study.grid
+    ]  # fmt: skip
+    folder = arguments.work / f"{study.name}-cost"
+    finished = run_cells(cells, functools.partial(run, folder), folder, 1, fresh=True, describe=described)
+    body = {
+        "study": json.loads(json.dumps(vars(study))),
+        "about": "peak_bytes: most memory of the process (or of the device), teachers and data included",
+        "rows": [{"ipc": cell["ipc"], "threads": cell["threads"]} | cell["result"] for cell in finished],
+    }
+    for row in body["rows"]:
+        print(json.dumps(row))
+    write_result(arguments.results / f"distillation_cost_{study.name.replace('-', '_')}.json", body)
+    return True
+
+
+def described(cell: Cell) -> str:
+    """A finished cell in a line."""
+    made = cell.get("product", cell)
+    names = [cell["kind"], made.get("method", ""), f"ipc {made['ipc']}" if "ipc" in made else "",
+             cell.get("network", ""), f"seed {made['seed']}" if "seed" in made else "", str(made["fold"])]  # fmt: skip
+    return " ".join(name for name in names if name)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; unknown methods end it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ["full", *list_methods()]
+    parser.add_argument("--studies", nargs="+", default=["nmnist"], help=f"{', '.join(STUDIES)}, or JSON files")
+    parser.add_argument("--methods", nargs="+", choices=known, metavar="METHOD", help=f"of {', '.join(known)}")
+    parser.add_argument("--ipc", type=int, nargs="+", help="of the study's")
+    parser.add_argument("--sets", type=int, default=0, help="distilled sets a method, instead of the study's")
+    parser.add_argument("--networks", type=int, default=0, help="fresh networks a set, instead of the study's")
+    parser.add_argument(
+        "--tuning", type=int, default=0, metavar="COUNT",
+        help="sets 0 .. COUNT - 1 instead, on folds of the training split: for choosing settings",
+    )  # fmt: skip
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change a study, e.g. distill.beta=1")
+    parser.add_argument("--cost", action="store_true", help="measure time and memory of PACE instead")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for --cost")
+    parser.add_argument("--processes", type=int, default=2, help="parts at once, one thread each; 0: in this process")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what is finished")
+    parser.add_argument("--code", help="name of the code that kept parts belong to; default: a hash of all sources")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-distillation"), help="finished parts")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files and plots")
+    parser.add_argument("--no-plots", action="store_true")
+    parser.add_argument("--show", metavar="STUDY", help="print a study as JSON and end")
+    return parser.parse_args()
+
+
+def chosen(arguments: argparse.Namespace) -> list[Study]:
+    """The studies, as the command line changes them."""
+    counts = [f"{key}={value}" for key, value in (("sets", arguments.sets), ("networks", arguments.networks)) if value]
+    studies = [get_study(name).changed([*arguments.set, *counts]) for name in arguments.studies]
+    if arguments.ipc:
+        kept = [{ipc: study.grid[ipc] for ipc in study.grid if int(ipc) in arguments.ipc} for study in studies]
+        studies = [
+            study.changed([f"grid={json.dumps(grid)}"]) for study, grid in zip(studies, kept, strict=True)
+        ]  # fmt: skip
+    return studies
+
+
+def main() -> int:
+    """Make the studies, one after the other. 0; 1 where data are missing; 130 after an interrupt."""
+    arguments = parse_arguments()
+    if arguments.show:
+        print(json.dumps(vars(get_study(arguments.show)), indent=2))
+        return 0
+    code = 0
+    make: Callable[[Study, argparse.Namespace], bool] = measure_cost if arguments.cost else make_study
+    for study in chosen(arguments):
+        try:
+            if not make(study, arguments):
+                return 130
+        except DataError as error:
+            print(f"left out: {study.name}: {error}", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,6 +64,8 @@ def distillation(result: dict[str, Any]) -> str:
     """Accuracy, time and bytes of every method and IPC beside the full set, per protocol."""
     rows = []
     for row in result["rows"]:
+        if row.get("network", "same") != "same":
+            continue
         full = row["method"] == "full"
         rows.append(
             [

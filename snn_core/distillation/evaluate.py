@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset
@@ -22,7 +25,10 @@ from snn_core.distillation.config import TrainingOverrides
 from snn_core.distillation.teachers import make_train_config, network_options
 from snn_core.errors import ArgumentError
 from snn_core.seeding import derive_seed
-from snn_core.training import TrainConfig, evaluate_accuracy, train_classifier
+from snn_core.training import TrainConfig, predict_logits, train_classifier
+
+#: Time-averaged logits [num, K] and labels [num] of the test set -> a number.
+Measure = Callable[[Tensor, Tensor], float]
 
 
 class EvaluationConfig(BaseModel):
@@ -48,8 +54,10 @@ class Evaluation:
     """Result of :func:`evaluate_product`.
 
     ``accuracies``: fractions, one a network, at the last epoch; ``mean`` and sample standard deviation ``std`` of them
-    (0 for one network). ``train_seconds``: mean wall-clock of training one network; ``steps`` of its optimiser.
-    ``samples`` and ``frame_bytes`` (uncompressed) of the training set; ``file_bytes`` on disk where known.
+    (0 for one network). ``train_seconds``: mean wall-clock of training one network, ``train_cpu_seconds``: of processor
+    time; ``steps`` of its optimiser. ``samples`` and ``frame_bytes`` (uncompressed) of the training set; ``file_bytes``
+    on disk where known. ``measures``: other figures asked for, by name, one a network. ``curves``: one a network,
+    ``[seconds of training, accuracy]`` at the points asked for.
     """
 
     accuracies: list[float]
@@ -61,10 +69,56 @@ class Evaluation:
     file_bytes: int | None
     steps: int
     test_samples: int
+    train_cpu_seconds: float = 0.0
+    measures: dict[str, list[float]] = field(default_factory=dict)
+    curves: list[list[list[float]]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+class AccuracyCurve:
+    """A training hook that tests the network on the way, at steps spaced geometrically; nothing is selected by it.
+
+    ``points``: ``[seconds of training, accuracy]``; the time of the tests themselves (``seconds``, ``cpu_seconds``) is
+    left out. It draws nothing, so that the training is the same without it.
+    """
+
+    def __init__(self, test_set: FrameDataset, count: int) -> None:
+        self.test_set, self.count = test_set, count
+        self.points: list[list[float]] = []
+        self.seconds = self.cpu_seconds = 0.0
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        """Fix the steps at which it tests; the last is always among them."""
+        exponents = [number / max(1, self.count - 1) for number in range(self.count)]
+        self._at = {round(total_steps**exponent) for exponent in exponents} | {total_steps}
+        self._model, self._done, self._began = model, 0, time.perf_counter()
+
+    def step(self) -> None:
+        """Test at the chosen steps."""
+        self._done += 1
+        if self._done in self._at:
+            now, cpu = time.perf_counter(), time.process_time()
+            right = predict_logits(self._model, self.test_set).argmax(1) == self.test_set.labels
+            self.points.append([now - self._began - self.seconds, right.double().mean().item()])
+            self.seconds += time.perf_counter() - now
+            self.cpu_seconds += time.process_time() - cpu
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing to log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: evaluations are not resumed inside a network."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`state_dict`."""
 
 
 def evaluate_product(
@@ -77,6 +131,8 @@ def evaluate_product(
     path: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     device: str | torch.device = "cpu",
+    measures: Mapping[str, Measure] | None = None,
+    curve_points: int = 0,
 ) -> Evaluation:
     """Train fresh networks on ``product`` only and test each on ``test_set`` after its last epoch.
 
@@ -86,6 +142,8 @@ def evaluate_product(
         test_set: real samples. networks: how many, by default ``config.networks``. config: networks and training.
         seed: network ``i`` is initialised and trained with a seed derived from it and ``i``.
         path: the product's file, to report its size. quiet: no progress bars. device: where to train.
+        measures: name -> function of the time-averaged logits [num, K] and labels [num] of the test set.
+        curve_points: test each network so many times on its way too, for accuracy against training time; 0: not.
 
     Returns:
         An :class:`Evaluation`.
@@ -100,26 +158,63 @@ def evaluate_product(
         raise ArgumentError(f"networks: got {count}, at least 1 is needed")
     _check_fit(product, test_set)
     file_bytes = _file_bytes(path)  # before the training, which a missing file must not cost
-    accuracies, seconds = [], []
+    if curve_points < 0:
+        raise ArgumentError(f"curve_points: got {curve_points}, at least 0 is needed")
     training = _train_config(config, len(product), 0)
+    runs = []
     for number in range(count):
         network_seed = derive_seed(seed, "evaluation", number)
-        training = _train_config(config, len(product), network_seed)
         model = create(config.backbone, seed=network_seed, **network_options(product, config.backbone_options))
-        name = f"network {number + 1} of {count}"
-        result = train_classifier(model, product, training, name=name, quiet=quiet, device=device)
-        seconds.append(result.seconds)
-        accuracies.append(evaluate_accuracy(model, test_set))
+        runs.append(
+            _one_network(
+                model, product, test_set, training.model_copy(update={"seed": network_seed}), measures or {},
+                curve_points, name=f"network {number + 1} of {count}", quiet=quiet, device=device,
+            )
+        )  # fmt: skip
+    accuracies = [run.accuracy for run in runs]
     return Evaluation(
         accuracies=accuracies,
         mean=statistics.fmean(accuracies),
         std=statistics.stdev(accuracies) if count > 1 else 0.0,
-        train_seconds=statistics.fmean(seconds),
+        train_seconds=statistics.fmean(run.seconds for run in runs),
         samples=len(product),
         frame_bytes=product.frames.numel(),
         file_bytes=file_bytes,
         steps=training.epochs * math.ceil(len(product) / training.batch_size),
         test_samples=len(test_set),
+        train_cpu_seconds=statistics.fmean(run.cpu_seconds for run in runs),
+        measures={name: [run.measures[name] for run in runs] for name in measures or {}},
+        curves=[run.curve for run in runs if run.curve],
+    )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What one fresh network came to."""
+
+    accuracy: float
+    seconds: float
+    cpu_seconds: float
+    measures: dict[str, float]
+    curve: list[list[float]]
+
+
+def _one_network(
+    model: nn.Module, product: FrameDataset, test_set: FrameDataset, training: TrainConfig,
+    measures: Mapping[str, Measure], curve_points: int, **options: Any,
+) -> _Trained:  # fmt: skip
+    """Train it on the product, test it at its last step."""
+    curve = AccuracyCurve(test_set, curve_points)
+    cpu = time.process_time()
+    result = train_classifier(model, product, training, hooks=[curve] if curve_points else [], **options)
+    cpu = time.process_time() - cpu - curve.cpu_seconds
+    logits = predict_logits(model, test_set)
+    return _Trained(
+        accuracy=(logits.argmax(1) == test_set.labels).double().mean().item(),
+        seconds=result.seconds - curve.seconds,
+        cpu_seconds=cpu,
+        measures={name: measure(logits, test_set.labels) for name, measure in measures.items()},
+        curve=curve.points,
     )
 
 
@@ -133,6 +228,8 @@ def evaluate_full(
     seed: int = 0,
     quiet: bool = False,
     device: str | torch.device = "cpu",
+    measures: Mapping[str, Measure] | None = None,
+    curve_points: int = 0,
 ) -> Evaluation:
     """The full-data reference: the same function and networks, with a training that suits the full set.
 
@@ -144,7 +241,10 @@ def evaluate_full(
         As :func:`evaluate_product`.
     """
     full = (config or EvaluationConfig()).model_copy(update={"steps": None, "training": training or {}})
-    return evaluate_product(train_set, test_set, networks=networks, config=full, seed=seed, quiet=quiet, device=device)
+    return evaluate_product(
+        train_set, test_set, networks=networks, config=full, seed=seed, quiet=quiet, device=device, measures=measures,
+        curve_points=curve_points,
+    )  # fmt: skip
 
 
 def compare(product: Evaluation, full: Evaluation) -> dict[str, float]:

@@ -1,0 +1,240 @@
+"""The studies of distillation.py: on which data, with which settings and how often the methods are compared.
+
+A study is a few settings under a name; ``python benchmarks/distillation.py --show NAME`` prints one as JSON, and a JSON
+file of that form is a study too. Tuning uses folds of the training split alone, and other ones than the reported
+cross-validation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from snn_core.distillation import DistillConfig, EvaluationConfig
+from snn_core.errors import ArgumentError
+from snn_core.training import TrainConfig
+
+Settings = dict[str, Any]
+
+#: What every IPC is compared with, and what IPC 1 alone is.
+MAIN = ("pace", "random", "herding", "dm/time-mean", "dm/time-mean-sdr")
+OTHERS = ("k-centre", "forgetting", "dc", "dc/time-mean", "dm", "dm/sdr", "ncfm", "ncfm/time-mean")
+ABLATIONS = ("pace/no-sdr", "pace/amplitude-only", "pace/no-dft", "pace/no-cf", "pace/no-peqn")
+
+#: Networks that took no part in distillation: name -> (backbone, options; the keys of a study's network come first).
+OTHER_NETWORKS: dict[str, tuple[str, Settings]] = {
+    "wider": ("conv-snn", {"channels": [32, 64, 64], "norm_gain": 1.0}),
+    "average-pooling": ("conv-snn", {"channels": [16, 32, 32], "pool": "avg", "norm_gain": 1.0}),
+    "plif": ("conv-snn", {"channels": [16, 32, 32], "neuron": "plif", "norm_gain": 1.0}),
+}
+TRANSFERRED = ("pace", "random", "herding", "dm/time-mean")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a comparison is made on.
+
+    Attributes:
+        name, about: in a word, and in a sentence.
+        data: a data set by name; T: frames a sample; data_options: others of ``snn_core.datasets.load``.
+        train_limit, test_limit: a stratified part of the splits.
+        pairs: classes 2 i and 2 i + 1 are a pair: accuracy of the pair, and within it, are reported too.
+        grid: IPC (as text) -> methods. sets: distilled sets of a method; networks: fresh ones a set.
+        full_networks: networks of the full-data reference.
+        folds: parts of the training split; tuning_folds: how many of them are used for tuning.
+        cross_validated: methods that the reported run, beside the test split, cross-validates at IPC 1.
+        first_seed: of the reported sets; tuning has those from 0 on.
+        distill: settings of DistillConfig, for all methods; methods: for one method alone.
+        evaluate: of EvaluationConfig; evaluate_at: changes for an IPC. full: of TrainConfig, for all data.
+        networks_also: names of OTHER_NETWORKS for transfer; transferred: methods that are.
+        curve_points: points of accuracy against training time. device: of everything.
+    """
+
+    name: str
+    about: str
+    data: str
+    T: int
+    data_options: Settings = field(default_factory=dict)
+    train_limit: int | None = None
+    test_limit: int | None = None
+    pairs: bool = False
+    grid: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"1": MAIN})
+    sets: int = 3
+    networks: int = 3
+    full_networks: int = 3
+    folds: int = 5
+    tuning_folds: int = 1
+    cross_validated: tuple[str, ...] = ()
+    first_seed: int = 100
+    distill: Settings = field(default_factory=dict)
+    methods: dict[str, Settings] = field(default_factory=dict)
+    evaluate: Settings = field(default_factory=dict)
+    evaluate_at: dict[str, Settings] = field(default_factory=dict)
+    full: Settings = field(default_factory=dict)
+    networks_also: tuple[str, ...] = tuple(OTHER_NETWORKS)
+    transferred: tuple[str, ...] = TRANSFERRED
+    curve_points: int = 12
+    device: str = "cpu"
+
+    def fold_names(self, tuning: bool) -> list[int | str]:
+        """Where sets are tested: on folds of the training split for tuning, else on "test" and perhaps all folds."""
+        if tuning:
+            return list(range(self.tuning_folds))
+        return ["test", *(range(self.folds) if self.cross_validated else ())]
+
+    def distill_config(self, method: str, ipc: int) -> DistillConfig:
+        """Of a method: the study's, then those of "METHOD" and of "METHOD/FORM"."""
+        base = method.partition("/")[0]
+        own = merged(merged(self.distill, self.methods.get(base, {})), self.methods.get(method, {}))
+        return DistillConfig.model_validate(own | {"ipc": ipc})
+
+    def evaluation_config(self, ipc: int, network: str) -> EvaluationConfig:
+        """Of a network: "same", or one of OTHER_NETWORKS. ``ipc`` 0: all data, trained with ``full``."""
+        values = merged(self.evaluate, self.evaluate_at.get(str(ipc), {}))
+        if network != "same":
+            backbone, options = OTHER_NETWORKS[network]
+            values |= {"backbone": backbone, "backbone_options": options}
+        return EvaluationConfig.model_validate(values | {"networks": self.networks})
+
+    def data_settings(self) -> Settings:
+        """What decides the samples."""
+        own = asdict(self)
+        return {name: own[name] for name in ("data", "T", "data_options", "train_limit", "test_limit", "folds")}
+
+    def changed(self, assignments: list[str]) -> Study:
+        """With ``KEY=VALUE`` or ``SECTION.KEY=VALUE`` set, VALUE as JSON or text. ArgumentError: no such key."""
+        study = self
+        for assignment in assignments:
+            key, _, text = assignment.partition("=")
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                value = text
+            name, *path = key.split(".")
+            if name not in asdict(self) or not text:
+                raise ArgumentError(f"--set {assignment}: KEY=VALUE with one of {', '.join(asdict(self))}")
+            if path:
+                section = json.loads(json.dumps(getattr(study, name)))
+                inner = section
+                for part in path[:-1]:
+                    inner = inner.setdefault(part, {})
+                inner[path[-1]] = value
+                value = section
+            study = replace(study, **{name: tuple(value) if isinstance(value, list) else value})
+        study.check()
+        return study
+
+    def check(self) -> None:
+        """Refuse wrong settings before anything runs (pydantic's errors name the key)."""
+        for ipc, methods in self.grid.items():
+            for method in methods:
+                self.distill_config(method, int(ipc))
+        for network in ("same", *self.networks_also):
+            if network != "same" and network not in OTHER_NETWORKS:
+                raise ArgumentError(f"networks_also: {network!r} is unknown; there are {', '.join(OTHER_NETWORKS)}")
+            self.evaluation_config(1, network)
+        TrainConfig.model_validate(self.full)
+
+
+def merged(base: Settings, changes: Settings) -> Settings:
+    """``base`` with ``changes``; dictionaries inside (``teachers``, ``training``) are merged too."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def get_study(name: str) -> Study:
+    """A study by name, or from a JSON file. ArgumentError: neither, or keys that a study does not have."""
+    if name in STUDIES:
+        return STUDIES[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ArgumentError(f"study must be one of {', '.join(STUDIES)} or a JSON file, got {name!r}")
+    try:
+        study = Study(**json.loads(path.read_text()))
+        study.check()
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"{path} is no study: {error}") from error
+    return study
+
+
+_SMALL = (*MAIN, *OTHERS, *ABLATIONS)
+#: 1,176 / 288 recordings of 128 x 128 pixels in 11 classes: a stem of stride 4 first.
+_GESTURE_NET = {"stem_stride": 4, "channels": [32, 64, 64, 64], "norm_gain": 1.0}
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        Study(
+            "nmnist", "N-MNIST, 750 / 100 real recordings: the test split, and five-fold cross-validation on the 750",
+            "nmnist", T=6, grid={"1": _SMALL, "10": MAIN}, sets=4, cross_validated=("pace", "random", "herding"),
+        ),
+        Study(
+            "nmnist-sim", "nmnist-sim (simulated): all of MNIST before a simulated sensor, 60,000 / 10,000",
+            "nmnist-sim", T=6, grid={"1": ("pace", "random", "herding", "dm/time-mean")}, full_networks=2,
+            full={"epochs": 5, "batch_size": 100}, distill={"teachers": {"training": {"epochs": 2, "batch_size": 50}}},
+            networks_also=(),
+        ),
+        Study(
+            "motion-sim", "motion-sim (simulated): classes that differ in their motion alone, in pairs",
+            "motion-sim", T=8, train_limit=3000, test_limit=1200, pairs=True, grid={"1": _SMALL, "10": MAIN}, sets=4,
+            full={"epochs": 16, "batch_size": 50, "augment": "none"}, evaluate={"training": {"augment": "shift"}},
+            distill={"teachers": {"training": {"epochs": 12, "batch_size": 50, "augment": "none"}}},
+        ),
+        Study(
+            "digits", "digits-dvs (simulated): a minute, to see that everything works",
+            "digits-dvs", T=3, train_limit=200, test_limit=100, grid={"1": (*MAIN, *OTHERS), "2": ("pace", "random")},
+            sets=2, networks=2, full_networks=2, full={"epochs": 6}, evaluate={"steps": 40},
+            distill={"iterations": 30, "teachers": {"count": 1, "training": {"epochs": 4}}},
+            networks_also=("wider",), curve_points=6,
+        ),
+        Study(
+            "gesture-size", "for --cost: as many recordings of 128 x 128 pixels and T = 20 as DVS128 Gesture has for "
+            "training, from motion-sim (simulated)",
+            "motion-sim", T=20, data_options={"size": 128}, train_limit=1176, test_limit=288, pairs=True,
+            grid={"1": ("pace",), "10": ("pace",)},
+            evaluate={"backbone_options": _GESTURE_NET}, networks_also=(),
+            distill={"teachers": {"backbone_options": _GESTURE_NET | {"pool": "avg"}}},
+        ),
+        Study(
+            "dvs-gesture", "DVS128 Gesture, real recordings, where they are; on a GPU",
+            "dvs-gesture", T=16, grid={"1": _SMALL, "10": MAIN}, sets=5, networks=5, full_networks=5,
+            full={"epochs": 100, "batch_size": 16, "learning_rate": 3e-3, "augment": "dvs-gesture"},
+            evaluate={"backbone_options": _GESTURE_NET, "steps": 600, "training": {"augment": "dvs-gesture"}},
+            distill={
+                "iterations": 1000, "max_shift": 8, "num_shifts": 12, "real_batch": 16,
+                "teachers": {
+                    "backbone_options": _GESTURE_NET | {"pool": "avg"},
+                    "training": {"epochs": 60, "batch_size": 16, "learning_rate": 3e-3, "augment": "dvs-gesture"},
+                },
+            },
+            networks_also=(), device="cuda",
+        ),
+        Study(
+            "cifar10-dvs", "CIFAR10-DVS, real recordings, where they are, in SpikingJelly's split; on a GPU",
+            "cifar10-dvs", T=8, data_options={"split_name": "spikingjelly"}, grid={"1": _SMALL, "10": MAIN}, sets=5,
+            networks=5, full_networks=5,
+            full={"epochs": 100, "batch_size": 32, "learning_rate": 3e-3, "augment": "cifar10-dvs"},
+            evaluate={"backbone_options": _GESTURE_NET, "steps": 600, "training": {"augment": "cifar10-dvs"}},
+            distill={
+                "iterations": 1000, "max_shift": 8, "num_shifts": 12, "real_batch": 16,
+                "teachers": {
+                    "backbone_options": _GESTURE_NET | {"pool": "avg"},
+                    "training": {"epochs": 40, "batch_size": 32, "learning_rate": 3e-3, "augment": "cifar10-dvs"},
+                },
+            },
+            networks_also=(), device="cuda",
+        ),
+        Study(
+            "nmnist-sim-gpu", "nmnist-sim (simulated), all of MNIST, every method and IPC; on a GPU",
+            "nmnist-sim", T=6, grid={"1": _SMALL, "10": MAIN, "50": MAIN}, sets=5, networks=20, full_networks=5,
+            full={"epochs": 20, "batch_size": 128},
+            distill={"iterations": 1000, "teachers": {"count": 5, "training": {"epochs": 10, "batch_size": 128}}},
+            device="cuda",
+        ),
+    )
+}  # fmt: skip
