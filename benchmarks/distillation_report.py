@@ -193,5 +193,5 @@ def _transfer(body: Row) -> Any:
     axes.set_xticks(range(len(networks)), networks, fontsize=8)
     axes.set_ylabel("accuracy %, mean; deviation over sets")
     axes.set_title(f"{body['study']['name']}: other networks, one sample a class", fontsize=9)
-    axes.legend(fontsize=8, ncols=3, loc="lower center")
+    figure.legend(fontsize=8, ncols=len(methods), loc="outside lower center")
     return figure
