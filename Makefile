@@ -5,7 +5,13 @@ TORCH ?= torch==2.13.0
 # The release of triton that goes with the default torch; another torch brings or finds its own.
 ifeq ($(TORCH),torch==2.13.0)
 TRITON ?= triton==3.7.1
+# timm imports torchvision. Of that there is no CPU build here, and beside a CPU torch its releases after this one fail
+# at import ("operator torchvision::nms does not exist"); this one imports without its own kernels, which nothing needs.
+TORCHVISION ?= torchvision==0.16.2
 endif
+# Another torch: name the release that goes with it.
+TORCHVISION ?= torchvision
+TIMM ?= timm>=1.0
 SPIKINGJELLY ?= spikingjelly>=2.0,<3
 BIN := $(VENV)/bin
 # Named after the torch that was asked for, so that another TORCH installs again.
@@ -32,12 +38,14 @@ lint: install
 
 install: $(INSTALLED)
 
-# SpikingJelly goes in without its dependencies: it requires torchvision and torchaudio, which have no CPU build.
+# SpikingJelly and timm go in without their dependencies: they require torchvision and torchaudio, which have no CPU
+# build; torchvision itself would bring another torch.
 $(INSTALLED): pyproject.toml setup.py $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TRITON) "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,lint]"
 	$(BIN)/python -m pip install --quiet --no-deps "$(SPIKINGJELLY)"
+	$(BIN)/python -m pip install --quiet --no-deps "$(TIMM)" "$(TORCHVISION)"
 	$(BIN)/snn doctor
 	touch "$@"
 

@@ -3,8 +3,12 @@
 from snn_core.backbones.convnet import ConvSNN
 from snn_core.backbones.features import Backbone, FeatureInfo, SpikingBackbone, SpikingOptions
 from snn_core.backbones.registry import create, list_backbones, nearest, register
+<<<<<<< Updated upstream
 from snn_core.backbones.sdt import SpikeDrivenTransformer
 from snn_core.backbones.spikformer import Spikformer
+=======
+from snn_core.backbones.vit import frozen_vit
+>>>>>>> Stashed changes
 from snn_core.backbones.weights import load_weights
 
 __all__ = [
@@ -16,6 +20,7 @@ __all__ = [
     "SpikingBackbone",
     "SpikingOptions",
     "create",
+    "frozen_vit",
     "list_backbones",
     "load_weights",
     "nearest",

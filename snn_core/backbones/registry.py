@@ -119,7 +119,8 @@ def create(
     if features_only:
         _leave_head_away(model, name)
     if pretrained is not None:
-        load_weights(model, pretrained)
+        load: Any = getattr(model, "load_pretrained", None)  # of a network that reads files of others, too
+        load_weights(model, pretrained) if load is None else load(pretrained)
     return model
 
 
