@@ -3,12 +3,9 @@
 from snn_core.backbones.convnet import ConvSNN
 from snn_core.backbones.features import Backbone, FeatureInfo, SpikingBackbone, SpikingOptions
 from snn_core.backbones.registry import create, list_backbones, nearest, register
-<<<<<<< Updated upstream
 from snn_core.backbones.sdt import SpikeDrivenTransformer
 from snn_core.backbones.spikformer import Spikformer
-=======
 from snn_core.backbones.vit import frozen_vit
->>>>>>> Stashed changes
 from snn_core.backbones.weights import load_weights
 
 __all__ = [
