@@ -61,6 +61,11 @@ def list_backbones(pattern: str = "*") -> list[str]:
     return sorted(name for name in _BACKBONES if fnmatchcase(name, pattern))
 
 
+def is_spiking(name: str) -> bool:
+    """Whether the backbone of this name takes frames ``[T, B, C, H, W]``; pictures ``[B, C, H, W]`` otherwise."""
+    return bool(getattr(_BACKBONES[name].factory, "spiking", False))
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """``" (did you mean ...?)"`` with the most similar names, empty where none is similar; for error messages."""
     names = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(allowed), n=3, cutoff=0.6)

@@ -43,9 +43,8 @@ class SpikeDrivenSelfAttention(nn.Module):
     def forward(self, x_seq: Tensor) -> Tensor:
         """What the patches gather from each other."""
         spikes = self.neuron(x_seq)
-        coincident = self.key(spikes) * self.value(spikes)
-        mask = self.attention_neuron(coincident.sum((-2, -1), keepdim=True))
-        passed = self.query(spikes) * mask
+        q, k, v = self.query(spikes), self.key(spikes), self.value(spikes)
+        passed = q * self.attention_neuron((k * v).sum((-2, -1), keepdim=True))
         return self.norm(self.projection(passed.flatten(0, 1))).unflatten(0, passed.shape[:2])
 
 
@@ -96,7 +95,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
 
     Shortcuts join membrane potentials, so that every convolution but the first sees spikes, 0 or 1, and adds only.
     Input ``[T, B, in_channels, H, W]``, logits ``[B, num_classes]``. The defaults are those for CIFAR (2-512); the
-    published sizes have names of their own, ``sdt-L-D``: L blocks of width D.
+    published sizes have names of their own, ``sdt_L_D``: L blocks of width D.
 
     Features: the last map of every stride, ``[T, B, c, h, w]``: stem ``"cifar"`` D/4, D/2 and D channels at strides 1,
     2, 4; stem ``"dvs"`` D/8, D/4, D/2 and D at 2, 4, 8, 16. The last one is the blocks' output, membrane potentials;
@@ -144,6 +143,6 @@ class SpikeDrivenTransformer(SpikingTransformer):
 
 
 for _depth, _dim in ((2, 256), (2, 512)):  # CIFAR
-    register(f"sdt-{_depth}-{_dim}", depth=_depth, embed_dim=_dim)(SpikeDrivenTransformer)
+    register(f"sdt_{_depth}_{_dim}", depth=_depth, embed_dim=_dim)(SpikeDrivenTransformer)
 for _depth, _dim in ((8, 384), (6, 512), (8, 512), (10, 512), (8, 768)):  # ImageNet
-    register(f"sdt-{_depth}-{_dim}", depth=_depth, embed_dim=_dim, stem="dvs")(SpikeDrivenTransformer)
+    register(f"sdt_{_depth}_{_dim}", depth=_depth, embed_dim=_dim, stem="dvs")(SpikeDrivenTransformer)

@@ -93,7 +93,7 @@ class Spikformer(SpikingTransformer):
     """Spiking patch splitting, blocks of spiking self-attention and MLP, a linear read-out of the mean over patches.
 
     Input ``[T, B, in_channels, H, W]``, logits ``[B, num_classes]``. The defaults are Spikformer-4-384 for CIFAR; the
-    published sizes have names of their own, ``spikformer-L-D``: L blocks of width D.
+    published sizes have names of their own, ``spikformer_L_D``: L blocks of width D.
 
     Features: the last map of every stride, ``[T, B, c, h, w]``: stem ``"cifar"`` D/4, D/2 and D channels at strides 1,
     2, 4; stem ``"dvs"`` D/8, D/4, D/2 and D at 2, 4, 8, 16. The last one is the blocks' output, sums of spikes.
@@ -146,9 +146,9 @@ class Spikformer(SpikingTransformer):
 
 
 for _depth, _dim, _heads in ((4, 384, 12), (2, 384, 12), (4, 256, 8)):  # CIFAR
-    register(f"spikformer-{_depth}-{_dim}", depth=_depth, embed_dim=_dim, num_heads=_heads)(Spikformer)
+    register(f"spikformer_{_depth}_{_dim}", depth=_depth, embed_dim=_dim, num_heads=_heads)(Spikformer)
 for _depth, _dim in ((8, 384), (6, 512), (8, 512), (10, 512), (8, 768)):  # ImageNet
-    _name = f"spikformer-{_depth}-{_dim}"
+    _name = f"spikformer_{_depth}_{_dim}"
     register(_name, depth=_depth, embed_dim=_dim, num_heads=8, stem="dvs", qkv_bias=False)(Spikformer)
 # CIFAR10-DVS and DVS128 Gesture.
-register("spikformer-2-256", depth=2, embed_dim=256, num_heads=16, stem="dvs", qkv_bias=False, scale=0.25)(Spikformer)
+register("spikformer_2_256", depth=2, embed_dim=256, num_heads=16, stem="dvs", qkv_bias=False, scale=0.25)(Spikformer)

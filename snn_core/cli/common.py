@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
 import sys
 import time
@@ -14,11 +15,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 
 import snn_core
+from snn_core.backbones import create, list_backbones
+from snn_core.backbones.registry import is_spiking
 from snn_core.cli.config import CONFIG_FILE, RunConfig, build_config, read_config_file
 from snn_core.datasets import FrameDataset, load_frames, open_source, stratified_folds
-from snn_core.errors import ArgumentError, CheckpointError, StorageError
+from snn_core.errors import ArgumentError, CheckpointError, ConfigError, StorageError
 from snn_core.files import write_json
 from snn_core.reports.machine import describe_machine
 from snn_core.training.loop import STATE_FILE
@@ -32,6 +36,12 @@ DataOption = Annotated[
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML or YAML file with the run's configuration.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override any configuration key.")
+]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", metavar="NAME", help="The network: conv-snn, spikformer, sdt, ...")
+]
+BackboneOptionsOption = Annotated[
+    list[str] | None, typer.Option("--backbone-option", metavar="KEY=VALUE", help="Option of the backbone; repeatable.")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random in the run.")]
 OutputOption = Annotated[
@@ -184,11 +194,45 @@ def load_data(job: Job) -> tuple[FrameDataset, FrameDataset]:
     return train_set.subset(train_part), train_set.subset(test_part)
 
 
+def with_backbone_options(assignments: list[str] | None, options: list[str] | None) -> list[str]:
+    """``--backbone-option key=value`` as assignments to the configuration, before those of ``--set``.
+
+    Raises:
+        ConfigError: no ``key=value``.
+    """
+    for option in options or []:
+        if not re.fullmatch(r"[^=.]+=.*", option, re.DOTALL):
+            raise ConfigError(f"--backbone-option {option!r}: expected key=value")
+    return [f"model.options.{option}" for option in options or []] + (assignments or [])
+
+
+def check_backbone(job: Job) -> None:
+    """Refuse a backbone that cannot be trained on event frames before any data is read.
+
+    Raises:
+        ArgumentError: there is none of that name (the nearest are named), or it takes pictures.
+    """
+    name = job.config.model.name
+    if name not in list_backbones():
+        create(name)
+    if not is_spiking(name):
+        spiking = ", ".join(other for other in list_backbones() if is_spiking(other))
+        raise ArgumentError(f"backbone {name!r} takes pictures, not event frames; those that do: {spiking}")
+
+
 def model_options(job: Job, train_set: FrameDataset) -> dict[str, Any]:
     """Options of the backbone, with what follows from the data."""
     width, height, channels = train_set.sensor_size
     fixed = {"in_channels": channels, "num_classes": train_set.num_classes, "input_size": [height, width]}
     return fixed | job.config.model.options
+
+
+def make_model(job: Job, train_set: FrameDataset) -> nn.Module:
+    """The run's backbone, fresh. Raises ArgumentError for options that it does not have or allow, or without logits."""
+    model = create(job.config.model.name, seed=job.config.seed, **model_options(job, train_set))
+    if getattr(model, "features_only", False):
+        raise ArgumentError("model.options.features_only: a network without logits cannot be trained as a classifier")
+    return model
 
 
 def describe(train_set: FrameDataset, test_set: FrameDataset) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from snn_core.backbones import create
 from snn_core.cli import common
 from snn_core.pruning import METHODS, create_pruner
 from snn_core.reports import measure_energy
@@ -22,6 +21,8 @@ METHOD_HELP = f"spikenm, or a comparison: {', '.join(METHODS[1:])} (magnitude ha
 def prune(
     data: common.DataOption = None,
     config: common.ConfigOption = None,
+    backbone: common.BackboneOption = None,
+    backbone_options: common.BackboneOptionsOption = None,
     pattern: Annotated[str | None, typer.Option(help="N:M, at most N non-zeros in each block of M weights.")] = None,
     method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training set.")] = None,
@@ -35,15 +36,17 @@ def prune(
 ) -> None:
     """Prune from scratch; writes a dense checkpoint with masks and a compressed model."""
     overrides = {
-        "data.source": data, "prune.pattern": pattern, "prune.method": method, "train.epochs": epochs,
-        "data.T": time_steps, "seed": seed,
+        "data.source": data, "model.name": backbone, "prune.pattern": pattern, "prune.method": method,
+        "train.epochs": epochs, "data.T": time_steps, "seed": seed,
     }  # fmt: skip
+    assignments = common.with_backbone_options(assignments, backbone_options)
     job = common.start_job(
         "prune", config=config, overrides=overrides, assignments=assignments, output=output, resume=resume,
         as_json=as_json, device=device,
     )  # fmt: skip
+    common.check_backbone(job)
     train_set, test_set = common.load_data(job)
-    model = create(job.config.model.name, seed=job.config.seed, **common.model_options(job, train_set))
+    model = common.make_model(job, train_set)
     pruner = create_pruner(job.config.prune.method, model, job.config.prune_config())
     result = train_classifier(
         model, train_set, job.config.train_config(), hooks=[pruner], output=job.output,

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from snn_core.backbones import create
 from snn_core.cli import common
 from snn_core.reports import measure_energy
 from snn_core.training import evaluate_accuracy, save_checkpoint, train_classifier
@@ -17,6 +16,8 @@ MODEL_FILE = "model.safetensors"
 def train(
     data: common.DataOption = None,
     config: common.ConfigOption = None,
+    backbone: common.BackboneOption = None,
+    backbone_options: common.BackboneOptionsOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training set.")] = None,
     time_steps: common.StepsOption = None,
     seed: common.SeedOption = None,
@@ -27,13 +28,17 @@ def train(
     as_json: common.JsonOption = False,
 ) -> None:
     """Train a dense spiking classifier on event frames and test it."""
-    overrides = {"data.source": data, "train.epochs": epochs, "data.T": time_steps, "seed": seed}
+    overrides = {
+        "data.source": data, "model.name": backbone, "train.epochs": epochs, "data.T": time_steps, "seed": seed,
+    }  # fmt: skip
+    assignments = common.with_backbone_options(assignments, backbone_options)
     job = common.start_job(
         "train", config=config, overrides=overrides, assignments=assignments, output=output, resume=resume,
         as_json=as_json, device=device,
     )  # fmt: skip
+    common.check_backbone(job)
     train_set, test_set = common.load_data(job)
-    model = create(job.config.model.name, seed=job.config.seed, **common.model_options(job, train_set))
+    model = common.make_model(job, train_set)
     result = train_classifier(
         model, train_set, job.config.train_config(), output=job.output, resume=common.has_state(job),
         quiet=job.quiet, device=device,

@@ -24,6 +24,13 @@ TrainingOverrides = Annotated[dict[str, Any], AfterValidator(_check_training)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def options_of_other_backbones(values: Any) -> Any:
+    """A configuration whose ``backbone`` is not the default one, without that one's options (before validation)."""
+    if isinstance(values, dict) and values.get("backbone", "conv-snn") != "conv-snn":
+        return {"backbone_options": {}} | values
+    return values
+
+
 class TeacherConfig(BaseModel):
     """The pool of frozen teachers: ``count`` networks (different seeds), each kept at every snapshot.
 
@@ -41,6 +48,8 @@ class TeacherConfig(BaseModel):
     count: int = Field(default=3, ge=1)
     snapshots: tuple[float, ...] = (0.5, 1.0)
     training: TrainingOverrides = Field(default_factory=lambda: {"epochs": 30})
+
+    _other_backbones = model_validator(mode="before")(options_of_other_backbones)
 
     @model_validator(mode="after")
     def _snapshots_are_fractions(self) -> TeacherConfig:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset
-from snn_core.distillation.config import TrainingOverrides
+from snn_core.distillation.config import TrainingOverrides, options_of_other_backbones
 from snn_core.distillation.teachers import make_train_config, network_options
 from snn_core.errors import ArgumentError
 from snn_core.seeding import derive_seed
@@ -47,6 +47,8 @@ class EvaluationConfig(BaseModel):
     training: TrainingOverrides = Field(
         default_factory=lambda: {"learning_rate": 5e-3, "tet_weight": 0.0, "label_smoothing": 0.1}
     )
+
+    _other_backbones = model_validator(mode="before")(options_of_other_backbones)
 
 
 @dataclass(frozen=True)

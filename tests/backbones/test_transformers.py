@@ -38,18 +38,18 @@ def settle(model: torch.nn.Module, x: Tensor) -> None:
 
 #: name: (classes, input channels, parameters the official code calls in its forward, millions in the paper's tables).
 PUBLISHED = {
-    "spikformer-4-256": (10, 3, 4155178, 4.15),
-    "spikformer-2-384": (10, 3, 5765050, 5.76),
-    "spikformer-4-384": (10, 3, 9324730, 9.32),
-    "spikformer-8-384": (1000, 3, 16816024, 16.81),
-    "spikformer-6-512": (1000, 3, 23373352, 23.37),
-    "spikformer-8-512": (1000, 3, 29689384, 29.68),
-    "spikformer-10-512": (1000, 3, 36005416, 36.01),
-    "spikformer-8-768": (1000, 3, 66338632, 66.34),
-    "sdt-8-384": (1000, 3, 16816024, 16.81),
-    "sdt-8-512": (1000, 3, 29689384, 29.68),
-    "sdt-10-512": (1000, 3, 36005416, 36.01),
-    "sdt-8-768": (1000, 3, 66338632, 66.34),
+    "spikformer_4_256": (10, 3, 4155178, 4.15),
+    "spikformer_2_384": (10, 3, 5765050, 5.76),
+    "spikformer_4_384": (10, 3, 9324730, 9.32),
+    "spikformer_8_384": (1000, 3, 16816024, 16.81),
+    "spikformer_6_512": (1000, 3, 23373352, 23.37),
+    "spikformer_8_512": (1000, 3, 29689384, 29.68),
+    "spikformer_10_512": (1000, 3, 36005416, 36.01),
+    "spikformer_8_768": (1000, 3, 66338632, 66.34),
+    "sdt_8_384": (1000, 3, 16816024, 16.81),
+    "sdt_8_512": (1000, 3, 29689384, 29.68),
+    "sdt_10_512": (1000, 3, 36005416, 36.01),
+    "sdt_8_768": (1000, 3, 66338632, 66.34),
 }
 
 
@@ -67,7 +67,7 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 def test_parameters_for_event_frames() -> None:
     """The paper says 2.59 million; its code registers a position embedding and norms that it never calls."""
     with torch.device("meta"):
-        model = create("spikformer-2-256", in_channels=2, num_classes=10)
+        model = create("spikformer_2_256", in_channels=2, num_classes=10)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == 2566666
     unused = 64 * 256 + 2 * 256 + 2 * 2 * 2 * 256
