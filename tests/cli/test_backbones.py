@@ -39,7 +39,10 @@ def test_prune_another_backbone(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     [
         (["--backbone", "spikformr"], ["'spikformr' (did you mean spikformer"]),
         (["--backbone", "sdt", "--backbone-option", "embed_dims=32"], ["no option embed_dims (did you mean embed_dim"]),
-        (["--backbone", "sdt", "--backbone-option", "embed_dim"], ["--backbone-option 'embed_dim': expected key=value"]),
+        (
+            ["--backbone", "sdt", "--backbone-option", "embed_dim"],
+            ["--backbone-option 'embed_dim': expected key=value"],
+        ),
         (["--backbone", "vit_tiny"], ["'vit_tiny' takes pictures", "conv-snn", "spikformer"]),
         (["--backbone-option", "features_only=true"], ["features_only"]),
         (["--backbone", "sdt", "--backbone-option", "embed_dim=33"], ["embed_dim is 33; it must be a multiple of 8"]),
@@ -53,7 +56,9 @@ def test_backbones_that_are_none(
         assert all(word in error for word in words)
 
 
-def test_an_unknown_backbone_is_refused_before_data_are_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_unknown_backbone_is_refused_before_data_are_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     output = ["--output", tmp_path / "run"]
     _, error = snn(capsys, "train", "--backbone", "resnet", "--data", tmp_path / "none", *output, code=2)
     assert "backbone is 'resnet'" in error
