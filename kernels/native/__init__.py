@@ -184,6 +184,7 @@ _NAMES = (
     if _ENVIRONMENT is not os.environ
     else SETTINGS
 )
+_FIRST, _SECOND, _THIRD = _NAMES
 
 
 def wanted_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> str:
@@ -207,7 +208,7 @@ def wanted_backend(backend: str, known: tuple[str, ...] = BACKENDS) -> str:
 def settings() -> tuple[Any, ...]:
     """Of the environment variables ``SETTINGS``: equal as long as these are."""
     get = _ENVIRONMENT.get
-    return tuple([get(name) for name in _NAMES])
+    return get(_FIRST), get(_SECOND), get(_THIRD)  # no loop: this is a part of what a product costs
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -321,8 +321,8 @@ def solve(problem: Problem, backend: str) -> tuple[Tensor, Explanation]:
     key = _key(problem, wanted)
     choice = remembered(key, names)  # without the calls that a measurement would take: this is paid every time
     if choice is None:
-        turns = functools.cache(lambda: _in_turn(problem))
-        choice = choose(key, [Candidate(name, _run_in_turn(name, turns)) for name in names], names[0])
+        problems = functools.cache(lambda: itertools.cycle(_in_turn(problem)))
+        choice = choose(key, [Candidate(name, _run_in_turn(name, problems)) for name in names], names[0])
         if choice.why == "measured" and isinstance(problem.weight.source, CompressedNM):
             for name, form in problem.kept_forms().items():
                 if name != choice.name:  # made for the measurement
@@ -352,14 +352,10 @@ def _in_turn(problem: Problem) -> list[Problem]:
     return problems
 
 
-def _run_in_turn(name: str, problems: Callable[[], list[Problem]]) -> Callable[[], Tensor]:
-    calls = itertools.count()
-
-    def run() -> Tensor:
-        every = problems()
-        return every[next(calls) % len(every)].run(name)
-
-    return run
+def _run_in_turn(name: str, problems: Callable[[], Iterator[Problem]]) -> Callable[[], Tensor]:
+    """``problems`` are shared by all candidates: with a round of its own each would find the weight that the candidate
+    before it has just brought into the caches."""
+    return lambda: next(problems()).run(name)
 
 
 def _key(problem: Problem, wanted: str) -> tuple[Any, ...]:

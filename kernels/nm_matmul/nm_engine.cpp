@@ -156,13 +156,10 @@ class Engine {
   void run_wave(const SpikeWindows& windows, int64_t group, int64_t first_block, int64_t blocks) {
     const int64_t rows = blocks * block_positions_ * p_.steps;
     const int64_t k = std::max<int64_t>(1, w_.k());
-    const int64_t block_work = std::max<int64_t>(1, rows / blocks * k / 8);
-    torch::stable::parallel_for(0, blocks, std::max<int64_t>(1, kGrainBytes / block_work), [&](int64_t b, int64_t e) {
-      for (int64_t i = b; i < e; ++i) prepare(windows, block(first_block + i), prepared_[i]);
-    });
     const int64_t outputs = w_.outputs / p_.groups, first_output = group * outputs;
     const int64_t width = kernel_ == nullptr ? panel_width_ : kRangeOutputs;
     const int64_t ranges = divide_up(outputs, width);
+    if (ranges > 1) prepare_all(windows, first_block, blocks, rows * k / 8);
     // Rows are shared out only where outputs alone do not occupy the threads: each share decodes its panel again.
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t wanted = threads == 1 ? 1 : divide_up(kTasksPerThread * threads, ranges);
@@ -172,17 +169,29 @@ class Engine {
     const int64_t share = divide_up(blocks, shares);
     const int64_t work = std::max<int64_t>(1, share * (rows / blocks) * k * std::min(outputs, width) / 16);
     torch::stable::parallel_for(0, ranges * shares, std::max<int64_t>(1, kGrainWork / work), [&](int64_t b, int64_t e) {
-      for (int64_t task = b; task < e; ++task) {
-        const int64_t first = task / shares * width, begin = task % shares * share;
-        const int64_t last = std::min(first + width, outputs);
+      for (int64_t task = b, next = b; task < e; task = next) {
+        const int64_t first = task / shares * width, last = std::min(first + width, outputs);
+        // Without a panel, what a thread has of a range is one task: more blocks that can go together.
+        next = kernel_ == nullptr ? task + 1 : std::min(e, (task / shares + 1) * shares);
+        const int64_t begin = task % shares * share, end = std::min(begin + (next - task) * share, blocks);
         if (begin >= blocks) continue;
-        const int64_t end = std::min(begin + share, blocks);
+        if (ranges == 1) {  // nobody else reads these blocks
+          for (int64_t i = begin; i < end; ++i) prepare(windows, block(first_block + i), prepared_[i]);
+        }
         if (kernel_ == nullptr) {
           run_events(first_output + first, first_output + last, first_block, begin, end);
         } else {
           run_path(first_output + first, first_output + last, first_block, begin, end);
         }
       }
+    });
+  }
+
+  // `bytes` of spikes in all.
+  void prepare_all(const SpikeWindows& windows, int64_t first_block, int64_t blocks, int64_t bytes) {
+    const int64_t each = std::max<int64_t>(1, bytes / blocks);
+    torch::stable::parallel_for(0, blocks, std::max<int64_t>(1, kGrainBytes / each), [&](int64_t b, int64_t e) {
+      for (int64_t i = b; i < e; ++i) prepare(windows, block(first_block + i), prepared_[i]);
     });
   }
 

@@ -62,12 +62,20 @@ Form form_of(const NMWeight& w) {
   return is_pattern(w, 1, 4) ? kOneOfFour : kMatrix;
 }
 
+// What the next four outputs hold where these have the chunk: asked for while these are added, since the runs of a
+// chunk are too short for the processor's own prefetching.
+struct Ahead {
+  const char* values;
+  int64_t step;  // bytes of values of four outputs for a byte of spikes
+};
+
 // Weights of four outputs along a chunk: values, and codes (bytes of indices, or matrices).
 template <class Value>
 struct Chunk {
   const Value* values[kTileOutputs];
   const uint8_t* codes[kTileOutputs];
   const uint64_t* matrices[kTileOutputs];
+  Ahead ahead;
 };
 
 SNN_VECTOR_INLINE __m512i affine(__m512i x, uint64_t matrix) {
@@ -85,7 +93,9 @@ void add_chunk(const Chunk<Value>& w, const uint8_t* x, int64_t bytes, bool begi
     for (int g = 0; g < kCount; ++g) sum[a][g] = begin ? _mm512_setzero_ps() : _mm512_load_ps(tile[a] + g * kGroup);
   }
   constexpr int kStep = kForm == kOneOfFour ? 2 : 1;
-  for (int64_t i = 0; i < bytes / kStep; ++i) {
+  const char* ahead = w.ahead.values;
+  for (int64_t i = 0; i < bytes / kStep; ++i, ahead += kStep * w.ahead.step) {
+    __builtin_prefetch(ahead);
     const __m512i spikes = _mm512_load_si512(x + i * kStep * kNMBlockRows);
     if constexpr (kForm == kTwoOfFour) {
 #pragma GCC unroll 4
@@ -191,6 +201,7 @@ struct TileTask {
       bool as_bf16 = fits_bf16(w);
       Chunk<uint16_t> narrow;
       Chunk<float> wide;
+      narrow.ahead = wide.ahead = ahead_of(outputs[0], first, count);
       for (int a = 0; a < kTileOutputs; ++a) {
         const int64_t group = outputs[a] * bytes + first;
         narrow.codes[a] = wide.codes[a] = form == kTwoOfFour ? w.indices + group : w.indices + group / 2;
@@ -211,6 +222,17 @@ struct TileTask {
       }
       add_chunk(form, wide, block + first * kNMBlockRows, count, groups, first == 0, tile);
     }
+  }
+
+  // The chunk's share of what the next tile reads; its codes, some lines, are asked for here.
+  Ahead ahead_of(int64_t output, int64_t first, int64_t count) const {
+    const int64_t step = kTileOutputs * per_byte * kNMTypeBytes[w.type], start = (output + kTileOutputs) * w.row_bytes();
+    if (w.indices != nullptr) {
+      const int64_t bits = kept_count(w) * index_bits(w), row = bits / w.row_bytes() * kTileOutputs;
+      const auto* const codes = reinterpret_cast<const char*>(w.indices) + (output + kTileOutputs) * bits / 8;
+      for (int64_t byte = first * row / 8; byte < (first + count) * row / 8; byte += 64) __builtin_prefetch(codes + byte);
+    }
+    return {static_cast<const char*>(w.values) + start * step / kTileOutputs + first * step, step};
   }
 
   const uint16_t* bf16_values(int64_t start, int64_t count, float* scratch) const {

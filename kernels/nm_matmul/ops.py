@@ -26,6 +26,7 @@ from snn_core.kernels.nm_matmul.operands import (
 from snn_core.kernels.spike_pack.packed import PackedSpikes
 
 Activations = Tensor | PackedSpikes
+_is_compiling = torch.compiler.is_compiling  # found once: asked in every call
 
 
 @overload
@@ -85,7 +86,7 @@ def nm_matmul(
         ArgumentError: an argument of another type, shape, dtype or device than allowed.
         BackendUnavailableError: the backend asked for cannot run here or on these arguments.
     """
-    if not explain and not torch.compiler.is_compiling():
+    if not explain and not _is_compiling():
         planned = plans.run(x, weight, bias, None, out_dtype, backend)
         if planned is not None:
             return planned
@@ -133,7 +134,7 @@ def nm_conv2d(
         ArgumentError, BackendUnavailableError: as :func:`nm_matmul`.
     """
     given = (stride, padding, dilation, groups)
-    if not explain and not torch.compiler.is_compiling():
+    if not explain and not _is_compiling():
         planned = plans.run(x, weight, bias, given, out_dtype, backend)
         if planned is not None:
             return planned
@@ -180,7 +181,7 @@ def nm_matmul_lif(
         ArgumentError, BackendUnavailableError: as :func:`nm_matmul` and :func:`lif`.
     """
     neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
-    problem = None if torch.compiler.is_compiling() else plans.fused(x, weight, bias, None, packed, backend)
+    problem = None if _is_compiling() else plans.fused(x, weight, bias, None, packed, backend)
     if problem is not None:
         return _fused(problem, v0, neuron, packed, out_dtype)
     operand = check_weight(weight, bias, dims=2)
@@ -213,7 +214,7 @@ def nm_conv2d_lif(
     """
     neuron = {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset, "decay_input": decay_input}
     given = (stride, padding, dilation, groups)
-    problem = None if torch.compiler.is_compiling() else plans.fused(x, weight, bias, given, packed, backend)
+    problem = None if _is_compiling() else plans.fused(x, weight, bias, given, packed, backend)
     if problem is not None:
         return _fused(problem, v0, neuron, packed, out_dtype)
     x, operand, convolution = _checked_convolution(x, weight, bias, *given)

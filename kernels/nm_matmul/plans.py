@@ -19,7 +19,13 @@ from snn_core.kernels.nm_compress.compressed import CompressedNM
 from snn_core.kernels.nm_matmul import dispatch
 from snn_core.kernels.nm_matmul.operands import Pair, Weight
 from snn_core.kernels.nm_matmul.schema import CPU_PATHS
-from snn_core.kernels.nm_matmul.torch_sparse import Conversions, conversions, onednn_linear
+from snn_core.kernels.nm_matmul.torch_sparse import (
+    ONEDNN_PLAIN,
+    Conversions,
+    conversions,
+    counted_parts,
+    onednn_product,
+)
 from snn_core.kernels.spike_pack.packed import PackedSpikes
 
 #: Firing rates below are one class.
@@ -29,6 +35,9 @@ COUNTED_BYTES = 8192
 #: Choices that a plan keeps; shapes that depend on data could be any number.
 MAX_CHOICES = 64
 
+# Found once: every step through a module takes time in each call.
+_threads, _grad_enabled, _autocasts = torch.get_num_threads, torch.is_grad_enabled, torch.is_autocast_enabled
+_deterministic = torch.are_deterministic_algorithms_enabled
 _linear = F.linear
 _product = torch.ops.snn_core.nm_product.default
 _dense = torch.ops.snn_core.nm_dense.default
@@ -40,39 +49,27 @@ class Plan:
     Attributes:
         bias: the tensor for which the arguments were checked.
         choices: names as in :mod:`.candidates`, by :func:`_key`.
+        counted: the parts of the weight that count their changes.
     """
 
-    __slots__ = ("bias", "channels", "choices", "conversions", "form", "image", "indices", "scale", "shape", "values")
+    __slots__ = (
+        "bias", "channels", "choices", "conversions", "counted", "form", "image", "indices", "scale", "shape", "values",
+    )  # fmt: skip
 
     def __init__(self, weight: CompressedNM, operand: Weight, options: tuple[Pair, Pair, Pair, int] | None) -> None:
         stride, padding, dilation, groups = options or ((1, 1), (0, 0), (1, 1), 1)
         pattern = weight.pattern
         self.bias, self.choices = operand.bias, dict[Any, str]()
         self.values, self.indices, self.scale = weight.values, weight.indices, weight.scale
+        self.counted = counted_parts(self.values, self.indices, self.scale)
         self.shape = list(operand.shape)
         self.image = options is not None
         self.channels = operand.shape[1] * groups
         self.form = [pattern.n, pattern.m, *operand.shape, *stride, *padding, *dilation, groups]
         self.conversions: Conversions | None = None
 
-    def run(self, x: Any, out_dtype: torch.dtype | None, backend: str) -> Tensor | None:
+    def run_spikes(self, x: PackedSpikes, out_dtype: torch.dtype, backend: str) -> Tensor | None:
         """The result, or None where the long way must be taken."""
-        bias = self.bias
-        if torch.is_grad_enabled() and (self.values.requires_grad or (bias is not None and bias.requires_grad)):
-            return None
-        if type(x) is PackedSpikes:
-            return self._run_spikes(x, out_dtype or torch.float32, backend)
-        if type(x) is not Tensor:
-            return None
-        if x.dtype is torch.uint8:
-            if x.ndim < (4 if self.image else 1) or x.shape[-1] != (self.channels + 7) // 8:
-                return None
-            return self._run_spikes(PackedSpikes(x, self.channels, self.image), out_dtype or torch.float32, backend)
-        if x.requires_grad and torch.is_grad_enabled():
-            return None
-        return self._run_dense(x, out_dtype or x.dtype, backend)
-
-    def _run_spikes(self, x: PackedSpikes, out_dtype: torch.dtype, backend: str) -> Tensor | None:
         bits = x.bits
         # A tensor subclass (a fake tensor, for one) and other strides go the long way.
         if type(bits) is not Tensor or not bits.is_cpu or not bits.is_contiguous():
@@ -80,37 +77,34 @@ class Plan:
         if x.size != self.channels or x.channels_last is not self.image:
             return None
         name = self.choices.get(_key(bits.shape, rate_class(x), out_dtype, backend))
-        path = None if name is None else _SPIKE_PATHS.get(name)
+        path = _SPIKE_PATHS.get(name)
         if path is None:
             return None
+        bias = self.bias if self.bias is None else self._bias(torch.float32)
         return _product(
-            bits,
-            self.values,
-            self.indices,
-            self.scale,
-            self._bias(torch.float32),
-            self.form,
-            self.image,
-            out_dtype,
-            path,
-        )
+            bits, self.values, self.indices, self.scale, bias, self.form, self.image, out_dtype, path
+        )  # fmt: skip
 
-    def _run_dense(self, x: Tensor, out_dtype: torch.dtype, backend: str) -> Tensor | None:
-        if self.image or out_dtype is not x.dtype or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+    def run_dense(self, x: Tensor, dtype: torch.dtype, backend: str) -> Tensor | None:
+        """The same for dense activations; ``dtype`` is theirs and that of the result."""
+        if self.image or not x.is_cpu or _autocasts("cpu"):
             return None
-        name = self.choices.get(_key(x.shape, x.dtype, out_dtype, backend))
-        if name == "cpp" and x.ndim == 2 and x.is_contiguous():
-            n, m = self.form[:2]
-            bias = self._bias(torch.float32)
-            return _dense(x, self.values, self.indices, n, m, self.shape, self.scale, bias, 0)
-        form = None if name is None else _KEPT_FORMS.get(name)
-        if form is None or self.conversions is None:
+        name = self.choices.get(_key(x.shape, dtype, dtype, backend))
+        form = _KEPT_FORMS.get(name)
+        if form is not None:
+            conversions = self.conversions
+            kept = None if conversions is None else conversions.current(form, self.counted, self.scale, dtype)
+            if kept is None:
+                return None
+            bias = self.bias if self.bias is None else self._bias(dtype)
+            if form == "onednn":
+                return onednn_product(x, kept, bias, *ONEDNN_PLAIN)
+            return _linear(x, kept, bias)
+        if name != "cpp" or x.ndim != 2 or not x.is_contiguous():
             return None
-        kept = self.conversions.current(form, self.values, self.indices, self.scale, x.dtype)
-        if kept is None:
-            return None
-        bias = self._bias(x.dtype)
-        return _linear(x, kept, bias) if form == "dense" else onednn_linear(x, kept, bias)
+        n, m = self.form[:2]
+        bias = self._bias(torch.float32)
+        return _dense(x, self.values, self.indices, n, m, self.shape, self.scale, bias, 0)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         # Asked for each time: a module that is converted gives its parameters other data.
@@ -132,28 +126,45 @@ def rate_class(x: PackedSpikes) -> int | None:
 def _key(shape: torch.Size, kind: Any, out_dtype: torch.dtype, backend: str) -> tuple[Any, ...]:
     """All that a choice for one weight depends on."""
     return (
-        shape, kind, out_dtype, backend, dispatch.generation, torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(), *settings(),
+        shape, kind, out_dtype, backend, dispatch.generation, _threads(), _deterministic(), settings(),
     )  # fmt: skip
 
 
-_KEPT_FORMS = {"dense:kept": "dense", "dense:onednn": "onednn"}
-_SPIKE_PATHS = {"cpp": 0, **{f"cpp:{name}": number for name, number in CPU_PATHS.items()}}
+_KEPT_FORMS: dict[str | None, str] = {"dense:kept": "dense", "dense:onednn": "onednn"}
+_SPIKE_PATHS: dict[str | None, int] = {"cpp": 0, **{f"cpp:{name}": number for name, number in CPU_PATHS.items()}}
 
 
 def run(x: Any, weight: Any, bias: Any, options: Any, out_dtype: torch.dtype | None, backend: str) -> Tensor | None:
-    """The product where an earlier call made a plan for such arguments, else None.
+    """The product where an earlier call made a plan for such arguments, else None. In one function what others would
+    share: where a product has displaced it from the caches, every call in between costs a microsecond.
 
     Args:
         options: None, or stride, padding, dilation and groups as the caller gave them.
     """
-    if type(weight) is not CompressedNM or weight.plans is None:
+    plans = weight.plans if type(weight) is CompressedNM else None
+    if plans is None:
         return None
     try:
-        plan = weight.plans.get(options)
+        plan: Plan | None = plans.get(options)
     except TypeError:  # lists
         return None
-    return plan.run(x, out_dtype, backend) if plan is not None and plan.bias is bias else None
+    if plan is None or plan.bias is not bias:
+        return None
+    graded = _grad_enabled()
+    if graded and (plan.values.requires_grad or (bias is not None and bias.requires_grad)):
+        return None
+    if type(x) is PackedSpikes:
+        return plan.run_spikes(x, out_dtype or torch.float32, backend)
+    if type(x) is not Tensor or (graded and x.requires_grad):
+        return None
+    dtype = x.dtype
+    if dtype is torch.uint8:
+        if x.ndim < (4 if plan.image else 1) or x.shape[-1] != (plan.channels + 7) // 8:
+            return None
+        return plan.run_spikes(PackedSpikes(x, plan.channels, plan.image), out_dtype or torch.float32, backend)
+    if out_dtype is not None and out_dtype is not dtype:
+        return None
+    return plan.run_dense(x, dtype, backend)
 
 
 def remember(

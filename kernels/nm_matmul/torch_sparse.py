@@ -93,9 +93,17 @@ def _library_runs(name: str, device: torch.device) -> bool:
     return LIBRARIES[name](device)
 
 
-def version_of(*parts: Tensor | None) -> int:
-    """A number that grows with every change in place; tensors made in inference mode do not count theirs."""
-    return sum(part._version for part in parts if part is not None and not part.is_inference())
+def counted_parts(*parts: Tensor | None) -> tuple[Tensor, ...]:
+    """The tensors whose changes in place are counted: not those made in inference mode."""
+    return tuple(part for part in parts if part is not None and not part.is_inference())
+
+
+def version_of(counted: tuple[Tensor, ...]) -> int:
+    """A number that grows with every change in place."""
+    version = 0
+    for part in counted:
+        version += part._version
+    return version
 
 
 @dataclass
@@ -113,11 +121,13 @@ class Conversions:
             self.drop(name)
 
     def current(
-        self, name: str, values: Tensor, indices: Tensor, scale: Tensor | None, dtype: torch.dtype
+        self, name: str, counted: tuple[Tensor, ...], scale: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
-        """What is kept of a weight of these parts; None where there is nothing, or the weight has changed."""
-        same = self.scale is scale and self.version == version_of(values, indices, scale)
-        return self.tensors.get((name, dtype)) if same else None
+        """What is kept of a weight of these :func:`counted_parts`; None where there is nothing, or it has changed."""
+        version = self.version
+        for part in counted:  # version_of, without a call
+            version -= part._version
+        return self.tensors.get((name, dtype)) if version == 0 and self.scale is scale else None
 
     def drop(self, name: str) -> None:
         self.tensors = {key: tensor for key, tensor in self.tensors.items() if key[0] != name}
@@ -135,7 +145,7 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def conversions(weight: CompressedNM) -> Conversions:
     """What is kept of a weight, emptied where it has changed."""
-    version = version_of(weight.values, weight.indices, weight.scale)
+    version = version_of(counted_parts(weight.values, weight.indices, weight.scale))
     kept = _kept.get(weight.values)
     # Another scale over the same values (a folded batch norm) is another weight.
     if kept is None or kept.version != version or kept.scale is not weight.scale:
@@ -165,7 +175,7 @@ def _onednn_runs(dtype: torch.dtype) -> bool:
     operators: Any = torch.ops.mkldnn
     try:
         return bool(torch.backends.mkldnn.is_available()) and (
-            operators._linear_pointwise.default is not None
+            onednn_product is not None
             and operators._reorder_linear_weight.default is not None
             and (dtype == torch.float32 or bool(operators._is_mkldnn_bf16_supported()))
         )
@@ -173,9 +183,22 @@ def _onednn_runs(dtype: torch.dtype) -> bool:
         return False
 
 
+def _onednn_product() -> Any:
+    try:
+        return torch.ops.mkldnn._linear_pointwise.default
+    except AttributeError:
+        return None
+
+
+#: oneDNN's product of ``x``, a weight in its order, bias (or None), and :data:`ONEDNN_PLAIN`; None in a torch without.
+onednn_product = _onednn_product()
+#: No activation behind the product: its name, numbers and variant.
+ONEDNN_PLAIN: tuple[Any, ...] = ("none", [], "")
+
+
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` of a weight that :func:`kept_dense` made for ``onednn``."""
-    return cast("Tensor", torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], ""))
+    return cast("Tensor", onednn_product(x, weight, bias, *ONEDNN_PLAIN))
 
 
 def convert(name: str, weight: CompressedNM, dtype: torch.dtype) -> Tensor:
