@@ -8,19 +8,23 @@ From a real training set to a product and its worth::
     result = evaluate_product(DistilledDataset.load("distilled.h5"), test_set)
 """
 
-from snn_core.distillation.augment import choose_shifts, shift_frames
+from snn_core.distillation.augment import View, choose_shifts, choose_views, shared_augmentation, shift_frames
 from snn_core.distillation.condense import DistillResult, distill
 from snn_core.distillation.config import DistillConfig, TeacherConfig
 from snn_core.distillation.densify import FeatureCollector, collect_features, densify
 from snn_core.distillation.evaluate import Evaluation, EvaluationConfig, compare, evaluate_full, evaluate_product
+from snn_core.distillation.formation import Formation
+from snn_core.distillation.frequencies import LearnedFrequencies
 from snn_core.distillation.matching import (
     MatchingLoss,
     MatchingTerms,
-    SpatioTemporalMatching,
     characteristic_function,
     characteristic_function_loss,
+    coherent_spectrum_loss,
     draw_frequencies,
     group_by_class,
+    mean_feature_loss,
+    sigma_from_data,
     temporal_spectrum_loss,
     unit_length,
 )
@@ -34,6 +38,7 @@ from snn_core.distillation.product import (
 )
 from snn_core.distillation.quantizer import PEQN, probabilistic_quantize
 from snn_core.distillation.selection import select_by_score, select_herding, select_k_centre, select_random
+from snn_core.distillation.spatio_temporal import SpatioTemporalMatching
 from snn_core.distillation.teachers import Teacher, TeacherPool, model_hash, train_teachers
 
 __all__ = [
@@ -45,6 +50,8 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "FeatureCollector",
+    "Formation",
+    "LearnedFrequencies",
     "MatchingLoss",
     "MatchingTerms",
     "Provenance",
@@ -52,9 +59,12 @@ __all__ = [
     "Teacher",
     "TeacherConfig",
     "TeacherPool",
+    "View",
     "characteristic_function",
     "characteristic_function_loss",
     "choose_shifts",
+    "choose_views",
+    "coherent_spectrum_loss",
     "collect_features",
     "compare",
     "create_method",
@@ -67,6 +77,7 @@ __all__ = [
     "group_by_class",
     "list_methods",
     "make_product",
+    "mean_feature_loss",
     "model_hash",
     "probabilistic_quantize",
     "record_measurement",
@@ -74,7 +85,9 @@ __all__ = [
     "select_herding",
     "select_k_centre",
     "select_random",
+    "shared_augmentation",
     "shift_frames",
+    "sigma_from_data",
     "temporal_spectrum_loss",
     "train_teachers",
     "unit_length",

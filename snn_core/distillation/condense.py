@@ -1,7 +1,7 @@
 """The distillation loop of PACE: only the synthetic frames are optimised, against frozen teachers, class by class.
 
-Each iteration draws a teacher, a shift and a batch of real samples of every class; quantizes the canvas (PEQ-N);
-moves real and synthetic frames by the same shift; collects SDR features of both at every chosen layer; and takes an
+Each iteration draws a teacher, a view and a batch of real samples of every class; quantizes the canvas (PEQ-N);
+sees real and synthetic frames in the same view; collects SDR features of both at every chosen layer; and takes an
 Adam step on the canvas down the ST-SM loss, summed over layers. The concrete recipe is this project's (see
 docs/notes/pace.md for what was tried).
 """
@@ -21,13 +21,18 @@ import torch
 from torch import Tensor
 
 from snn_core.datasets import FrameDataset
-from snn_core.distillation.augment import choose_shifts, shift_frames
+from snn_core.distillation.augment import choose_shifts, choose_views, shared_augmentation
+from snn_core.distillation.class_ranks import ClassRanks
 from snn_core.distillation.config import DistillConfig
 from snn_core.distillation.densify import choose_layers
-from snn_core.distillation.matching import MatchingLoss, MatchingTerms, SpatioTemporalMatching, group_by_class
+from snn_core.distillation.initial import initial_frames
+from snn_core.distillation.matching import MatchingLoss, MatchingTerms, group_by_class
+from snn_core.distillation.micro_batches import backward_in_batches
+from snn_core.distillation.min_max import FrequencyClimb
 from snn_core.distillation.quantizer import PEQN
 from snn_core.distillation.real_features import RealFeatures
-from snn_core.distillation.selection import class_indices, select_random
+from snn_core.distillation.selection import class_indices
+from snn_core.distillation.spatio_temporal import SpatioTemporalMatching
 from snn_core.distillation.state import DistillState, adam_moments, load_state, restore_adam, save_state
 from snn_core.distillation.teachers import TeacherPool
 from snn_core.errors import ArgumentError, CheckpointError, InterruptedRunError, NonFiniteError
@@ -38,8 +43,11 @@ from snn_core.seeding import make_generator
 
 @dataclass
 class DistillResult:
-    """What distillation gives: ``frames`` uint8 [K * ipc, T, 2, H, W] and ``labels`` int64, sorted by class;
-    ``canvas`` float32, before rounding; ``history``: one record of loss parts an iteration; ``seconds`` of wall-clock.
+    """What distillation gives.
+
+    ``frames`` uint8 [K * ipc, T, 2, H, W], as stored (``config.formation()`` decodes them), and ``labels`` int64, sorted
+    by class; ``canvas`` float32, before rounding; ``history``: one record of loss parts an iteration; ``seconds`` of
+    wall-clock.
     """
 
     frames: Tensor
@@ -63,6 +71,9 @@ def distill(
 ) -> DistillResult:
     """Condense ``dataset`` into ``config.ipc`` synthetic samples per class.
 
+    Where ``torch.distributed`` is initialised, every process calls this with the same arguments and takes a share of
+    the classes; all get the result of one process, but for rounding. The first one writes the state, which all read.
+
     Args:
         dataset: the real training set.
         teachers: frozen networks, see :func:`snn_core.distillation.train_teachers`.
@@ -72,7 +83,8 @@ def distill(
             and at the end). None keeps none.
         resume: go on from that state.
         quiet: no progress bar. device: where features are computed; draws are made on the CPU whatever it is.
-        matching: another loss in place of ST-SM with the config's settings. A saved state knows it by its ``repr``, so
+        matching: another loss in place of ST-SM with the config's settings, which several processes share only if it
+            is a :class:`snn_core.distillation.SpatioTemporalMatching`. A saved state knows it by its ``repr``, so
             that should tell its settings; without one of its own it is known by its qualified name.
 
     Returns:
@@ -80,8 +92,9 @@ def distill(
 
     Raises:
         ArgumentError: ``config.T`` that the data does not have, a teacher of another shape, an unknown layer, teachers
-            with different numbers of spiking layers.
-        DataError: a class with fewer samples than ``ipc`` (or none at all).
+            with different numbers of spiking layers, frames that the formation cannot divide, more processes than
+            classes.
+        DataError: a class with fewer samples than start the canvas (or none at all).
         NonFiniteError: a loss or gradient became NaN or infinite; the message names layer, term and class. The last
             state on disk is kept.
         CheckpointError: nothing to resume, or the state is corrupt or of another run.
@@ -102,9 +115,10 @@ def distill(
             run.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{record['loss']:.3f}")
             last = run.iteration == config.iterations
-            if path is not None and (interrupted or last or run.iteration % config.checkpoint_every == 0):
-                save_state(path, run.state(), run.identity())
-            if interrupted and not last:
+            stop = run.ranks.any(bool(interrupted), run.device)
+            if path is not None and (stop or last or run.iteration % config.checkpoint_every == 0):
+                run.save(path)
+            if stop and not last:
                 where = f"state saved in {path}, resume to go on" if path else "no state_path, nothing saved"
                 raise InterruptedRunError(
                     f"distillation interrupted after iteration {run.iteration} of {config.iterations}; {where}"
@@ -136,67 +150,107 @@ class _Run:
             device,
         )
         self.generator = make_generator(seed, "distill")
-        needed = config.ipc if config.init == "real" else 1
-        self.classes = class_indices(dataset.labels, dataset.num_classes, at_least=needed)
+        self.formation = config.formation()
+        self.formation.check(dataset.frames[:1])
+        self.classes = class_indices(dataset.labels, dataset.num_classes)
+        self.ranks = ClassRanks(dataset.num_classes)
         self.layer_names = _common_layers(teachers, config.layers)
-        self.features = RealFeatures(
-            dataset,
-            teachers,
-            choose_shifts(config.num_shifts, config.max_shift, generator=self.generator),
-            layers=config.layers,
-            beta=config.beta,
-            feature_pool=config.feature_pool,
-            cache_megabytes=config.cache_megabytes,
-            device=device,
-        )
-        self.matching = matching or SpatioTemporalMatching(
-            sigma=config.sigma,
-            num_frequencies=config.num_frequencies,
-            alpha=config.alpha,
-            mu=config.mu,
-            gamma=config.gamma,
-            cf_weight=config.cf_weight,
-            normalise=config.normalise,
-        )
-        initial = initial_frames(dataset, config, generator=self.generator)
-        self.quantizer = PEQN(initial, config.levels, generator=self.generator).to(device)
+        self.matching = matching or config.loss()
+        if isinstance(self.matching, SpatioTemporalMatching):
+            self.matching.gather = self.ranks.gather if self.ranks.size > 1 else None
+            betas = [config.beta if beta is None else beta for beta in self.matching.betas]
+        elif self.ranks.size > 1:
+            raise ArgumentError(
+                f"matching: {_loss_name(self.matching)} cannot be shared by {self.ranks.size} processes"
+            )
+        else:
+            betas = [config.beta]
+        self.features = self._real_features(betas)
+        initial = initial_frames(dataset, config, generator=self.generator, teachers=teachers, device=device)
+        self.quantizer = PEQN(initial, config.levels, generator=self.generator, quantize=config.quantize).to(device)
         self.optimizer = torch.optim.Adam([self.quantizer.canvas], config.learning_rate, betas=config.betas)
+        self.climb = FrequencyClimb(self.matching, self.features.widths, len(betas), config.frequency_rate, device)
         self.iteration = 0
         self.seconds = 0.0
         self.history_names: list[str] = []
         self.rows: list[list[float]] = []
 
+    def _real_features(self, betas: list[float]) -> RealFeatures:
+        config, dataset = self.config, self.dataset
+        shifts = choose_shifts(config.num_shifts, config.max_shift, generator=self.generator)
+        augmentation = shared_augmentation(
+            flip=config.flip, polarity=config.polarity, time_shift=config.time_shift, drop=config.drop
+        )
+        return RealFeatures(
+            dataset,
+            self.teachers,
+            choose_views(shifts, augmentation, dataset.sensor_size[:2], generator=self.generator),
+            layers=config.layers,
+            beta=betas,
+            feature_pool=config.feature_pool,
+            cache_megabytes=config.cache_megabytes,
+            chunk=config.micro_batch,
+            device=self.device,
+        )
+
     def step(self) -> dict[str, float]:
         """One iteration; returns its record for the log."""
         config, generator = self.config, self.generator
         teacher = int(torch.randint(len(self.teachers), (1,), generator=generator))
-        shift = int(torch.randint(len(self.features.shifts), (1,), generator=generator))
+        view = int(torch.randint(len(self.features.views), (1,), generator=generator))
         picks = [group[torch.randint(len(group), (config.real_batch,), generator=generator)] for group in self.classes]
-        real = self.features(teacher, shift, torch.stack(picks))
-        synthetic = self._synthetic_features(teacher, shift)
+        real = self.features(teacher, view, torch.stack(picks)[self.ranks.start : self.ranks.stop])
+        frames = self._synthetic_frames(view)
+        record: dict[str, float] = {}
 
-        terms = [self.matching(r, s, generator=generator) for r, s in zip(real, synthetic, strict=True)]
-        loss = torch.stack([layer.total for layer in terms]).sum()
-        if not math.isfinite(loss.item()):
-            raise NonFiniteError(self._explain(terms))
+        def loss_of(features: list[Tensor]) -> Tensor:
+            loss, terms = self._loss(real, group_by_class(features, self.ranks.count))
+            record.update(self._record(loss, terms))
+            return loss
+
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._check_gradient()
+        self.climb.zero_grad()
+        chosen = self.teachers[teacher]
+        backward_in_batches(frames, lambda x: self.features.collect(chosen, x), loss_of, config.micro_batch)
+        self._reduce_gradients()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.step()
         self.quantizer.project_()
+        self.climb.step()
         self.iteration += 1
-        return self._log(loss, terms)
+        self.history_names = list(record)
+        self.rows.append(list(record.values()))
+        return record
 
-    def _synthetic_features(self, teacher: int, shift: int) -> list[Tensor]:
-        """Features of the quantized canvas ``[T, K, draws * ipc, D]``, one tensor a layer."""
-        draws = []
-        for _ in range(self.config.draws):
-            frames = shift_frames(self.quantizer().transpose(0, 1), self.features.shifts[shift])
-            draws.append(self.features.collect(self.teachers[teacher], frames))
-        grouped = [group_by_class(features, self.dataset.num_classes) for features in draws]
-        return [torch.cat(layer, 2) for layer in zip(*grouped, strict=True)]
+    def _synthetic_frames(self, view: int) -> Tensor:
+        """Clips of the own classes ``[T, k * ipc * draws * clips, P, H, W]``, sorted by class, quantized and viewed."""
+        own = slice(self.ranks.start * self.config.ipc, self.ranks.stop * self.config.ipc)
+        draws = [self.formation.decode(self.quantizer()[own]) for _ in range(self.config.draws)]
+        clips = draws[0] if len(draws) == 1 else torch.stack(draws, 1).flatten(0, 1)
+        return self.features.views[view].apply(clips.transpose(0, 1))
+
+    def _loss(self, real: list[Tensor], synthetic: list[Tensor]) -> tuple[Tensor, list[MatchingTerms]]:
+        """The own classes' share of the loss, and the terms of each layer."""
+        ours = isinstance(self.matching, SpatioTemporalMatching)
+        if isinstance(self.matching, SpatioTemporalMatching):
+            self.matching.set_progress(self.iteration / self.config.iterations)
+        terms = [
+            self.matching(r, s, generator=self.generator, **({"layer": layer} if ours else {}))
+            for layer, (r, s) in enumerate(zip(real, synthetic, strict=True))
+        ]
+        loss = torch.stack([layer.total for layer in terms]).sum()
+        if self.ranks.size > 1:
+            loss = loss * (self.ranks.count / self.ranks.num_classes)
+        return loss, terms
+
+    def _reduce_gradients(self) -> None:
+        """Gradients of all classes, on every process. Raises NonFiniteError naming the classes in which one is not."""
+        canvas = self.quantizer.canvas
+        assert canvas.grad is not None
+        for gradient in [canvas.grad, *self.climb.gradients()]:
+            self.ranks.sum_(gradient)
+        self._check_gradient()
 
     def _learning_rate(self) -> float:
         """Cosine from ``learning_rate`` down to ``final_learning_rate`` times it: a function of the iteration only."""
@@ -204,22 +258,31 @@ class _Run:
         factor = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * self.iteration / self.config.iterations))
         return self.config.learning_rate * factor
 
-    def _log(self, loss: Tensor, terms: list[MatchingTerms]) -> dict[str, float]:
-        record = {"loss": loss.item()}
-        for layer, values in zip(self.layer_names, terms, strict=True):
-            record |= {f"{layer}/{term}": value.mean().item() for term, value in values.per_class.items()}
-        self.history_names = list(record)
-        self.rows.append(list(record.values()))
+    def _record(self, loss: Tensor, terms: list[MatchingTerms]) -> dict[str, float]:
+        """What is logged of a step, equal on every process. Raises NonFiniteError naming layer, term and class."""
+        everyone = [
+            {
+                name: self.ranks.gather(value) if self.ranks.size > 1 else value
+                for name, value in layer.per_class.items()
+            }
+            for layer in terms
+        ]
+        total = self.ranks.sum_(loss.detach().clone()).item()
+        if not math.isfinite(total):
+            raise NonFiniteError(self._explain(everyone))
+        record = {"loss": total}
+        for layer, values in zip(self.layer_names, everyone, strict=True):
+            record |= {f"{layer}/{term}": value.mean().item() for term, value in values.items()}
         return record
 
     def _where(self) -> str:
         return f"in iteration {self.iteration + 1} of {self.config.iterations}"
 
-    def _explain(self, terms: list[MatchingTerms]) -> str:
+    def _explain(self, terms: list[dict[str, Tensor]]) -> str:
         """Which layer, term and class made the loss non-finite."""
         names = self.dataset.class_names
         for layer, values in zip(self.layer_names, terms, strict=True):
-            for term, value in values.per_class.items():
+            for term, value in values.items():
                 bad = [names[k] for k in torch.nonzero(~torch.isfinite(value.detach())).flatten().tolist()]
                 if bad:
                     return f"loss term {term} of layer {layer} is not finite for class {', '.join(bad)} {self._where()}"
@@ -239,7 +302,7 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """What a saved state belongs to."""
         return {
-            "config": self.config.model_dump(exclude={"checkpoint_every"}),
+            "config": self.config.model_dump(mode="json", exclude={"checkpoint_every"}),
             "data": self.dataset.content_key,
             "teachers": self.teachers.hashes,
             "matching": _loss_name(self.matching),
@@ -257,12 +320,20 @@ class _Run:
             history=torch.tensor(self.rows).reshape(self.iteration, -1),
             history_names=self.history_names,
             seconds=self.seconds,
+            extra=self.climb.state(),
         )
+
+    def save(self, path: Path) -> None:
+        """Written by the first process; none goes on before it is there."""
+        if self.ranks.rank == 0:
+            save_state(path, self.state(), self.identity())
+        self.ranks.wait()
 
     def restore(self, state: DistillState) -> None:
         with torch.no_grad():
             self.quantizer.canvas.copy_(state.canvas)
         restore_adam(self.optimizer, self.quantizer.canvas, state)
+        self.climb.restore(state.extra)
         self.generator.set_state(state.generator_state)
         self.iteration, self.seconds = state.iteration, state.seconds
         self.history_names, self.rows = state.history_names, state.history.tolist()
@@ -297,18 +368,3 @@ def _loss_name(matching: MatchingLoss) -> str:
         return text
     named = matching if hasattr(matching, "__qualname__") else type(matching)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def initial_frames(dataset: FrameDataset, config: DistillConfig, *, generator: torch.Generator) -> Tensor:
-    """Where the canvas starts, float32 [K * ipc, T, 2, H, W] sorted by class: real samples, or noise of their mean.
-
-    Raises:
-        DataError: ``init="real"`` and a class with fewer samples than ``ipc``.
-    """
-    if config.init == "real":
-        chosen = select_random(dataset.labels, dataset.num_classes, config.ipc, generator=generator)
-        return dataset.frames[chosen].float()
-    shape = (dataset.num_classes * config.ipc, *dataset.frames.shape[1:])
-    # exponential noise has the mean of event counts and, like them, is mostly small; nothing of a class is in it
-    uniform = torch.rand(shape, generator=generator)
-    return -torch.log1p(-uniform) * dataset.frames.float().mean()

@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from snn_core.distillation.quantizer import MAX_LEVELS
+from snn_core.distillation.formation import Formation
+from snn_core.distillation.quantizer import MAX_LEVELS, Quantize
+from snn_core.distillation.spatio_temporal import ALWAYS, SpatioTemporalMatching
+from snn_core.errors import ArgumentError
 from snn_core.training import TrainConfig
 
 
@@ -22,6 +25,9 @@ def _check_training(values: dict[str, Any]) -> dict[str, Any]:
 
 TrainingOverrides = Annotated[dict[str, Any], AfterValidator(_check_training)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 def options_of_other_backbones(values: Any) -> Any:
@@ -61,21 +67,39 @@ class TeacherConfig(BaseModel):
 class DistillConfig(BaseModel):
     """Everything that decides a distillation, apart from the data and the seed.
 
-    ``ipc``: synthetic samples per class. ``T``: time steps; None takes those of the data. ``layers``: names or indices
-    of the teachers' spiking layers to match, None means all. ``beta``: weight of the residual potential (SDR).
-    ``feature_pool``: feature maps are average-pooled by this kernel. ``levels``: PEQ-N's largest count. ``betas``:
-    Adam's, each in [0, 1). ``draws``: roundings of the canvas a step. ``real_batch``: real samples per class and step,
-    drawn with repetition. ``max_shift`` (pixels) and ``num_shifts``: the set of shared shifts. ``learning_rate``: in
-    event counts a step, decaying by a cosine to ``final_learning_rate`` times itself. ``cache_megabytes``: the real
-    features of all (teacher, shift) pairs are kept in memory when they fit.
+    Samples. ``ipc``: synthetic samples per class. ``T``: time steps; None takes those of the data. ``init``: real
+    samples drawn at random, chosen by herding or k-centre on a teacher's features, or noise. ``formation_space``,
+    ``formation_time``: clips stored in one sample (:class:`snn_core.distillation.Formation`). ``levels``: PEQ-N's
+    largest count. ``quantize``: PEQ-N, rounding without a draw, or none until the end.
+
+    Steps. ``iterations``; ``learning_rate``: in event counts a step, decaying by a cosine to ``final_learning_rate``
+    times itself; ``betas``: Adam's, each in [0, 1). ``draws``: roundings of the canvas a step. ``real_batch``: real
+    samples per class and step, drawn with repetition.
+
+    Augmentation, the same draw for real and synthetic. ``max_shift`` (pixels); ``num_shifts``: how many views; ``flip``
+    (only where the mirror image keeps its label), ``polarity``, ``time_shift`` (share of the recording at
+    most), ``drop`` (share of events at most): what a view may do beside its shift.
+
+    Loss, see :class:`snn_core.distillation.SpatioTemporalMatching`. ``layers``: names or indices of the teachers'
+    spiking layers to match, None means all. ``beta``: weight of the residual potential (SDR), where ``cf_beta``,
+    ``dft_beta`` and ``dm_beta`` say nothing else for their terms. ``feature_pool``: feature maps are average-pooled by
+    this kernel. ``frequencies``: drawn afresh, or from a distribution learned against the frames at
+    ``frequency_rate``.
+
+    Memory. ``cache_megabytes``: the real features of all (teacher, view) pairs are kept in memory when they fit.
+    ``micro_batch``: clips that pass a teacher at once; a step then keeps features only, and repeats the pass of each
+    batch for its gradient. The result is that of one batch, but for rounding. None: one batch, nothing repeated.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     ipc: int = Field(default=1, ge=1)
     T: int | None = Field(default=None, ge=1)
-    init: Literal["real", "noise"] = "real"
+    init: Literal["real", "noise", "herding", "k-centre"] = "real"
+    formation_space: int = Field(default=1, ge=1)
+    formation_time: int = Field(default=1, ge=1)
     levels: int = Field(default=15, ge=1, le=MAX_LEVELS)
+    quantize: Quantize = "probabilistic"
     iterations: int = Field(default=300, ge=1)
     learning_rate: float = Field(default=0.2, gt=0)
     final_learning_rate: float = Field(default=0.1, ge=0, le=1)
@@ -84,26 +108,59 @@ class DistillConfig(BaseModel):
     real_batch: int = Field(default=24, ge=1)
     max_shift: int = Field(default=2, ge=0)
     num_shifts: int = Field(default=6, ge=1)
+    flip: bool = False
+    polarity: bool = False
+    time_shift: Share = 0.0
+    drop: Share = 0.0
 
     layers: tuple[str | int, ...] | None = None
-    beta: float = Field(default=1.0, ge=0)
+    beta: Weight = 1.0
     feature_pool: int = Field(default=2, ge=1)
-    sigma: float = Field(default=3.0, gt=0)
+    sigma: Positive | Literal["auto"] = 3.0
+    modulus: float = Field(default=0.65, gt=0, lt=1)
     num_frequencies: int = Field(default=128, ge=1)
+    frequencies: Literal["random", "learned"] = "random"
+    frequency_rate: Positive = 0.05
     alpha: float = Field(default=0.5, ge=0, le=1)
-    mu: float = Field(default=1.0, ge=0)
-    gamma: float = Field(default=1.0, ge=0)
-    cf_weight: float = Field(default=1.0, ge=0)
+    mu: Weight = 1.0
+    gamma: Weight = 1.0
+    cf_weight: Weight = 1.0
+    dm_weight: Weight = 0.0
+    dm_step_weight: Weight = 0.0
     normalise: bool = True
+    time_matching: Literal["mean", "coherent"] = "mean"
+    cf_beta: Weight | None = None
+    dft_beta: Weight | None = None
+    dm_beta: Weight | None = None
+    cf_stage: tuple[Share, Share] = ALWAYS
+    dft_stage: tuple[Share, Share] = ALWAYS
+    dm_stage: tuple[Share, Share] = ALWAYS
 
     teachers: TeacherConfig = Field(default_factory=TeacherConfig)
     checkpoint_every: int = Field(default=50, ge=1)
     cache_megabytes: int = Field(default=2048, ge=0)
+    micro_batch: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _something_is_matched(self) -> DistillConfig:
-        if self.mu == self.cf_weight == 0:
-            raise ValueError("mu and cf_weight are both 0: nothing would be matched")
         if self.num_shifts > (2 * self.max_shift + 1) ** 2:
             raise ValueError(f"num_shifts: got {self.num_shifts}, max_shift={self.max_shift} has fewer shifts")
+        try:
+            self.loss()
+        except ArgumentError as error:
+            raise ValueError(str(error)) from error
         return self
+
+    def loss(self) -> SpatioTemporalMatching:
+        """ST-SM with these settings. Raises ArgumentError where none of its terms would count."""
+        return SpatioTemporalMatching(
+            sigma=self.sigma, modulus=self.modulus, num_frequencies=self.num_frequencies, alpha=self.alpha, mu=self.mu,
+            gamma=self.gamma, cf_weight=self.cf_weight, dm_weight=self.dm_weight, dm_step_weight=self.dm_step_weight,
+            normalise=self.normalise, time_matching=self.time_matching, cf_beta=self.cf_beta, dft_beta=self.dft_beta,
+            dm_beta=self.dm_beta, cf_stage=self.cf_stage, dft_stage=self.dft_stage, dm_stage=self.dm_stage,
+            learn_frequencies=self.frequencies == "learned",
+        )  # fmt: skip
+
+    def formation(self) -> Formation:
+        """How clips lie in a synthetic sample."""
+        return Formation(self.formation_space, self.formation_time)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -102,7 +103,8 @@ class FeatureCollector:
     Args:
         model: any network of multi-step (``step_mode="m"``) spiking layers; input and state are the caller's business.
         layers: names or indices of spiking layers; None means all.
-        beta: weight of the residual membrane potential (0: spikes only).
+        beta: weight of the residual membrane potential (0: spikes only). Several: the features of each weight,
+            concatenated along D in that order.
         feature_pool: feature maps are average-pooled by this kernel; 1 keeps them.
 
     Raises:
@@ -120,12 +122,13 @@ class FeatureCollector:
         model: nn.Module,
         layers: Sequence[str | int] | None = None,
         *,
-        beta: float = 1.0,
+        beta: float | Sequence[float] = 1.0,
         feature_pool: int = 1,
     ) -> None:
-        if beta < 0 or feature_pool < 1:
+        betas = tuple(beta) if isinstance(beta, Sequence) else (beta,)
+        if not betas or min(betas) < 0 or feature_pool < 1:
             raise ArgumentError(f"beta ({beta}) must be >= 0 and feature_pool ({feature_pool}) >= 1")
-        self.beta = beta
+        self.betas = betas
         self.feature_pool = feature_pool
         self._chosen = choose_layers(model, layers)
         self._collected: dict[str, Tensor] = {}
@@ -175,8 +178,11 @@ class FeatureCollector:
                 raise ArgumentError(f"layer {name}: needs step_mode 'm' and a filled v_seq (store_v_seq=True)")
             v_threshold = module.v_threshold
             assert isinstance(v_threshold, float | int | Tensor)
-            features = densify(spike_seq, v_seq, v_threshold=v_threshold, beta=self.beta)
-            self._collected[name] = pool_feature_maps(features, self.feature_pool)
+            parts = [
+                pool_feature_maps(densify(spike_seq, v_seq, v_threshold=v_threshold, beta=beta), self.feature_pool)
+                for beta in self.betas
+            ]
+            self._collected[name] = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
         return collect
 
@@ -186,7 +192,7 @@ def collect_features(
     x_seq: Tensor,
     layers: Sequence[str | int] | None = None,
     *,
-    beta: float = 1.0,
+    beta: float | Sequence[float] = 1.0,
     feature_pool: int = 1,
 ) -> list[Tensor]:
     """SDR features of one pass, ``x_seq`` ``[T, B, 2, H, W]`` -> one ``[T, B, D]`` a layer; see FeatureCollector.

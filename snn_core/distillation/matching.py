@@ -11,7 +11,9 @@ time-first and class-wise, ``[T, K, B, D]``; real and synthetic streams may diff
     L_cf  = mean_{t,k,w} sqrt( alpha (|phi_F|-|phi_G|)^2 + (1-alpha) 2 (|phi_F||phi_G| - Re Re - Im Im) + eps )
     Z_F[k] = rFFT over t of mean_b f[t,k,b],  A_F = |Z_F|
     L_dft = sum ( (A_F-A_G)^2 + gamma 2 (A_F A_G - Re Re - Im Im) ) / sum A_F^2
-    L     = L_cf + mu L_dft,  summed over layers
+    L     = L_cf + mu L_dft,  summed over layers            (put together in spatio_temporal.py)
+
+Beside the literal L_dft stand its coherent form (amplitudes sample by sample) and the means alone (DM).
 
 ``|p||q| - Re Re - Im Im`` is ``|p||q| (1 - cos(arg p - arg q))`` without an arctangent: it is clamped at 1e-12 and
 amplitudes are ``sqrt(Re^2 + Im^2 + 1e-12)``, so that every gradient is finite where an amplitude is zero.
@@ -19,18 +21,21 @@ amplitudes are ``sqrt(Re^2 + Im^2 + 1e-12)``, so that every gradient is finite w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snn_core.errors import ArgumentError
 
 _TINY = 1e-12
 _ROOT_EPSILON = 1e-8
 _SHORTEST = 1e-2
+_SIGMA_RANGE = (0.1, 1000.0)
+#: ``[k, ...]`` values of this process's classes -> ``[K, ...]`` of all classes, in order, equal on every process.
+GatherClasses = Callable[[Tensor], Tensor]
 
 
 def unit_length(features: Tensor, shortest: float = _SHORTEST) -> Tensor:
@@ -113,12 +118,16 @@ def characteristic_function_loss(
     return (alpha * amplitude + (1 - alpha) * phase + _ROOT_EPSILON).sqrt().mean((0, 2))
 
 
-def temporal_spectrum_loss(real: Tensor, synthetic: Tensor, *, gamma: float = 1.0) -> Tensor:
-    """L_dft of each class: amplitude and phase of the Fourier transform along time of the class-mean feature.
+def temporal_spectrum_loss(
+    real: Tensor, synthetic: Tensor, *, gamma: float = 1.0, gather: GatherClasses | None = None
+) -> Tensor:
+    """L_dft of each class, read literally: the Fourier transform along time of the class-*mean* feature.
 
     Args:
         real: ``[T, K, Br, D]`` features; synthetic: ``[T, K, Bs, D]`` features.
-        gamma: weight of the phase term beside the amplitude term.
+        gamma: weight of the phase term beside the amplitude term. At 1 the loss is the squared distance of the class
+            means at every step (Parseval), but for the weight of frequencies that a real transform has twice.
+        gather: where other processes hold other classes, see :data:`GatherClasses`.
 
     Returns:
         ``[K]``; its mean is L_dft: 0 for equal means, 1 for silent synthetic features. The denominator
@@ -133,8 +142,95 @@ def temporal_spectrum_loss(real: Tensor, synthetic: Tensor, *, gamma: float = 1.
     amplitude, phase, amplitude_real = _amplitude_and_phase_terms(
         (spectrum_real.real, spectrum_real.imag), (spectrum_synthetic.real, spectrum_synthetic.imag)
     )
-    num_classes = real.shape[1]
-    return num_classes * (amplitude + gamma * phase).sum((0, 2)) / amplitude_real.square().sum().clamp_min(_TINY)
+    return _relative((amplitude + gamma * phase).sum((0, 2)), amplitude_real.square().sum((0, 2)), gather)
+
+
+def coherent_spectrum_loss(
+    real: Tensor, synthetic: Tensor, *, gamma: float = 1.0, gather: GatherClasses | None = None
+) -> Tensor:
+    """L_dft of each class with the amplitude of single samples, and phase only where the class has one.
+
+    With ``Z`` the Fourier transform along time of every *sample*, and ``E`` the mean over samples of a class::
+
+        ( (E|Z_F| - E|Z_G|)^2 + gamma 2 (|E Z_F| |E Z_G| - Re conj(E Z_F) E Z_G) )  /  sum (E|Z_F|)^2
+
+    ``|E Z_F| / E|Z_F|`` is the class's coherence. Where motion starts anywhere, E Z vanishes although every sample
+    moves: matching the mean's amplitude (:func:`temporal_spectrum_loss`) then asks for a still picture, this does not.
+
+    Args, returns and errors as :func:`temporal_spectrum_loss`; 1 is silence without any phase term.
+    """
+    _check_streams(real, synthetic)
+    both = [torch.fft.rfft(stream, dim=0) for stream in (real, synthetic)]
+    amplitude_real, amplitude_synthetic = ((z.real.square() + z.imag.square() + _TINY).sqrt().mean(2) for z in both)
+    mean_real, mean_synthetic = (z.mean(2) for z in both)
+    _, phase, _ = _amplitude_and_phase_terms(
+        (mean_real.real, mean_real.imag), (mean_synthetic.real, mean_synthetic.imag)
+    )
+    amplitude = (amplitude_real - amplitude_synthetic).square()
+    return _relative((amplitude + gamma * phase).sum((0, 2)), amplitude_real.square().sum((0, 2)), gather)
+
+
+def mean_feature_loss(
+    real: Tensor, synthetic: Tensor, *, average_time: bool = False, gather: GatherClasses | None = None
+) -> Tensor:
+    """DM of each class: squared distance of mean features, at every step or (``average_time``) of their time average.
+
+    Source: Zhao, Bilen, "Dataset Condensation with Distribution Matching", WACV 2023.
+
+    Args:
+        real: ``[T, K, Br, D]`` features; synthetic: ``[T, K, Bs, D]`` features. gather: as above.
+
+    Returns:
+        ``[K]``, relative to the mean over classes of the real means' squared norm: 0 for equal means, 1 for silence.
+
+    Raises:
+        ArgumentError: shapes that do not fit each other.
+    """
+    _check_streams(real, synthetic)
+    mean_real, mean_synthetic = real.mean(2), synthetic.mean(2)
+    if average_time:
+        mean_real, mean_synthetic = mean_real.mean(0, keepdim=True), mean_synthetic.mean(0, keepdim=True)
+    distance = (mean_real - mean_synthetic).square().sum((0, 2))
+    return _relative(distance, mean_real.square().sum((0, 2)), gather)
+
+
+def sigma_from_data(
+    real: Tensor, *, modulus: float = 0.65, normalise: bool = True, gather: GatherClasses | None = None
+) -> float:
+    """The frequencies' standard deviation at which the real ``|phi|`` is ``modulus`` on average over steps and classes.
+
+    Too large a sigma leaves ``|phi|`` near 0 and the characteristic function says nothing; too small, near 1, it says
+    no more than the mean does. Under a Gaussian projection ``|phi(w)| = exp(-sigma^2 v / 2)``, v the total variance of
+    the class's samples at the step; that is solved here, without a draw.
+
+    Args:
+        real: ``[T, K, Br, D]``. modulus: in (0, 1), sensibly 0.5 to 0.8. normalise: unit length first, as the loss.
+        gather: as above.
+
+    Returns:
+        sigma, within 0.1 .. 1000 (the largest where no class varies).
+
+    Raises:
+        ArgumentError: ``modulus`` outside (0, 1).
+    """
+    if not 0 < modulus < 1:
+        raise ArgumentError(f"modulus: got {modulus}, must lie between 0 and 1")
+    features = unit_length(real) if normalise else real
+    variance = (features - features.mean(2, keepdim=True)).square().sum(3).mean(2).T  # [K, T]
+    variance = (gather(variance) if gather else variance).detach().double().flatten()
+    low, high = _SIGMA_RANGE
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        if float(torch.exp(-0.5 * middle**2 * variance).mean()) > modulus:
+            low = middle
+        else:
+            high = middle
+    return (low * high) ** 0.5
+
+
+def _relative(values: Tensor, energies: Tensor, gather: GatherClasses | None) -> Tensor:
+    """``[K]`` values relative to the mean energy ``[K]`` of all classes."""
+    return values / (gather(energies) if gather else energies).mean().clamp_min(_TINY)
 
 
 @dataclass(frozen=True)
@@ -155,68 +251,6 @@ class MatchingLoss(Protocol):
     def __call__(self, real: Tensor, synthetic: Tensor, *, generator: torch.Generator) -> MatchingTerms:
         """``[T, K, Br, D]`` and ``[T, K, Bs, D]`` -> terms; random draws only from ``generator``."""
         ...
-
-
-class SpatioTemporalMatching(nn.Module):
-    """ST-SM as a loss: L_cf at every step + mu * L_dft over time, for one layer at a time.
-
-    Args:
-        sigma: standard deviation of the frequencies. With unit-length features ``<w, f>`` has it too.
-        num_frequencies: M, drawn afresh at every call.
-        alpha: share of the amplitude term in L_cf. mu: weight of L_dft (0 turns it off).
-        gamma: weight of the phase in L_dft. normalise: unit-length features for L_cf.
-        cf_weight: weight of L_cf (0 turns it off).
-
-    Raises:
-        ArgumentError: a parameter outside its range, or every term turned off.
-    """
-
-    def __init__(
-        self,
-        *,
-        sigma: float = 3.0,
-        num_frequencies: int = 128,
-        alpha: float = 0.5,
-        mu: float = 1.0,
-        gamma: float = 1.0,
-        cf_weight: float = 1.0,
-        normalise: bool = True,
-    ) -> None:
-        super().__init__()
-        if sigma <= 0 or num_frequencies < 1 or not 0 <= alpha <= 1:
-            raise ArgumentError(
-                f"sigma ({sigma}) must be > 0, num_frequencies ({num_frequencies}) >= 1 and alpha ({alpha}) in [0, 1]"
-            )
-        if min(mu, gamma, cf_weight) < 0 or mu == cf_weight == 0:
-            raise ArgumentError(
-                f"mu ({mu}), gamma ({gamma}) and cf_weight ({cf_weight}) must be >= 0, and mu or cf_weight positive"
-            )
-        self.sigma, self.num_frequencies, self.alpha = sigma, num_frequencies, alpha
-        self.mu, self.gamma, self.cf_weight, self.normalise = mu, gamma, cf_weight, normalise
-
-    def forward(self, real: Tensor, synthetic: Tensor, *, generator: torch.Generator) -> MatchingTerms:
-        """Loss of ``synthetic`` ``[T, K, Bs, D]`` against ``real`` ``[T, K, Br, D]``; draws from ``generator``."""
-        per_class: dict[str, Tensor] = {}
-        total = synthetic.new_zeros(())
-        if self.cf_weight:
-            frequencies = draw_frequencies(
-                real.shape[-1], self.num_frequencies, self.sigma, generator=generator, device=real.device
-            ).to(real.dtype)
-            per_class["cf"] = characteristic_function_loss(
-                real, synthetic, frequencies, alpha=self.alpha, normalise=self.normalise
-            )
-            total = total + self.cf_weight * per_class["cf"].mean()
-        if self.mu:
-            per_class["dft"] = temporal_spectrum_loss(real, synthetic, gamma=self.gamma)
-            total = total + self.mu * per_class["dft"].mean()
-        return MatchingTerms(total=total, per_class=per_class)
-
-    def extra_repr(self) -> str:
-        # All of them: a saved state is compared with the run that resumes it by this.
-        return (
-            f"sigma={self.sigma}, num_frequencies={self.num_frequencies}, alpha={self.alpha}, mu={self.mu}, "
-            f"gamma={self.gamma}, cf_weight={self.cf_weight}, normalise={self.normalise}"
-        )
 
 
 def group_by_class(features: Sequence[Tensor], num_classes: int) -> list[Tensor]:

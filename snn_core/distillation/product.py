@@ -5,7 +5,7 @@ Layout: datasets ``frames`` uint8 [num, T, 2, H, W] and ``labels`` int64 [num] (
 ``checksum``, a SHA-256 over shape and content of frames and labels. A second SHA-256, over the whole file, stands
 before the HDF5 content (:mod:`snn_core.datasets.hdf5`) and is verified before anything is parsed. One line loads it::
 
-    train_set = DistilledDataset.load("distilled.h5")
+    train_set = DistilledDataset.load("distilled.h5")        # with multi-formation: .decoded()
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from torch import Tensor
 
 from snn_core.datasets import FrameDataset
 from snn_core.datasets.hdf5 import read_hdf5, write_hdf5
+from snn_core.distillation.formation import Formation
 from snn_core.errors import ArgumentError, CheckpointError
+from snn_core.files import sha256_json
 
 FORMAT = "snn_core.distilled"
 FORMAT_VERSION = 1
@@ -120,6 +122,32 @@ class DistilledDataset(FrameDataset):
             return cls(frames, labels, Provenance.model_validate(attributes))
         except (ValidationError, ArgumentError, IndexError) as error:
             raise CheckpointError(f"{path}: its attributes or frames do not fit a product: {error}") from error
+
+    @property
+    def formation(self) -> Formation:
+        """How clips lie in a stored sample; from the attribute ``config``, so it travels with the file."""
+        return Formation.of(self.provenance.config)
+
+    def decoded(self) -> FrameDataset:
+        """What a network trains on: every stored clip as a sample of its own, or this set where a sample is one clip.
+
+        Raises:
+            ArgumentError: frames that the formation of the attributes cannot divide.
+        """
+        formation = self.formation
+        if formation.clips == 1:
+            return self
+        ids = [f"{name}/{clip}" for name in self.ids for clip in range(formation.clips)]
+        return FrameDataset(
+            formation.decode(self.frames),
+            self.labels.repeat_interleave(formation.clips),
+            ids,
+            class_names=self.class_names,
+            name=self.name,
+            simulated=self.simulated,
+            content_key=sha256_json([self.content_key, "decoded", formation.space, formation.time]),
+            description=self.description,
+        )
 
     @property
     def num_bytes(self) -> int:

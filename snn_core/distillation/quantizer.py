@@ -11,7 +11,7 @@ rule below is this project's choice:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from snn_core.errors import ArgumentError
 
 MAX_LEVELS = 255  # what a uint8 frame can hold
+Quantize = Literal["probabilistic", "round", "none"]
 
 
 class _ProbabilisticQuantize(torch.autograd.Function):
@@ -68,9 +69,11 @@ class PEQN(nn.Module):
         levels: N, the largest count, 1 to 255.
         generator: source of the Bernoulli draws; a seeded one makes the draws repeatable. It is not part of
             ``state_dict``: who needs exact resume saves ``generator.get_state()`` beside it.
+        quantize: ``"probabilistic"``; ``"round"``: to the nearest integer without a draw, with the same gradient;
+            ``"none"``: the canvas as it is (to compare with: rounding at the end only).
 
     Raises:
-        ArgumentError: ``levels`` outside 1 to 255, or an ``initial`` that is not finite.
+        ArgumentError: ``levels`` outside 1 to 255, an ``initial`` that is not finite, an unknown ``quantize``.
 
     Example::
 
@@ -80,8 +83,13 @@ class PEQN(nn.Module):
         uint8_frames = quantizer.export()
     """
 
-    def __init__(self, initial: Tensor, levels: int = 15, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, initial: Tensor, levels: int = 15, *, generator: torch.Generator, quantize: Quantize = "probabilistic"
+    ) -> None:
         super().__init__()
+        if quantize not in ("probabilistic", "round", "none"):
+            raise ArgumentError(f"quantize is {quantize!r}; allowed: probabilistic, round, none")
+        self.quantize = quantize
         canvas = initial.detach().to(torch.float32)
         _check(canvas, levels)
         if not bool(torch.isfinite(canvas).all()):
@@ -91,7 +99,13 @@ class PEQN(nn.Module):
         self.canvas = nn.Parameter(canvas.clamp(0, levels).clone())
 
     def forward(self) -> Tensor:
-        """One draw of integer frames, float32 of the canvas's shape; gradient as :func:`probabilistic_quantize`."""
+        """Frames as ``quantize`` says, float32 of the canvas's shape; gradient as :func:`probabilistic_quantize`."""
+        if self.quantize == "none":
+            return self.canvas.clamp(0, self.levels)
+        if self.quantize == "round":
+            inside = (self.canvas >= 0) & (self.canvas <= self.levels)
+            passed = self.canvas * inside
+            return self.canvas.detach().round().clamp(0, self.levels) + (passed - passed.detach())
         return probabilistic_quantize(self.canvas, self.levels, generator=self.generator)
 
     @torch.no_grad()
@@ -105,7 +119,7 @@ class PEQN(nn.Module):
         return self.canvas.round().clamp(0, self.levels).to(torch.uint8)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.canvas.shape)}, levels={self.levels}"
+        return f"{tuple(self.canvas.shape)}, levels={self.levels}, quantize={self.quantize}"
 
 
 def _check(canvas: Tensor, levels: int) -> None:

@@ -1,6 +1,6 @@
-"""Features of the real data, from every teacher under every shift: kept in memory when they fit.
+"""Features of the real data, from every teacher in every view: kept in memory when they fit.
 
-Real features do not change during distillation. With few teachers and a small set of shifts each is computed once
+Real features do not change during distillation. With few teachers and a small set of views each is computed once
 instead of at every iteration.
 """
 
@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 
 from snn_core.datasets import FrameDataset
-from snn_core.distillation.augment import Shift, shift_frames
+from snn_core.distillation.augment import View
 from snn_core.distillation.densify import collect_features
 from snn_core.distillation.teachers import Teacher, TeacherPool
 from snn_core.errors import ArgumentError
 
-_CHUNK = 50  # samples a forward pass: bounds the memory of feature maps before pooling
+_CELLS = 50 * 34 * 34 * 8  # of (sample, step, pixel) a forward pass: bounds the memory of maps before pooling
 
 
 class RealFeatures:
     """SDR features of a data set's samples.
 
     Args:
-        dataset: the real samples. teachers: the pool. shifts: the allowed shared shifts.
+        dataset: the real samples. teachers: the pool. views: the allowed shared views.
         layers, beta, feature_pool: as in :class:`snn_core.distillation.FeatureCollector`.
-        cache_megabytes: if the features of all (teacher, shift) pairs fit, each pair is kept once computed; else
+        chunk: samples a forward pass; None: as many as hold about half a million cells, at least one.
+        cache_megabytes: if the features of all (teacher, view) pairs fit, each pair is kept once computed; else
             nothing is kept (always the same decision for the same inputs, so that a resumed run repeats it).
 
     Raises:
@@ -37,37 +38,41 @@ class RealFeatures:
         self,
         dataset: FrameDataset,
         teachers: TeacherPool,
-        shifts: Sequence[Shift],
+        views: Sequence[View],
         *,
         layers: Sequence[str | int] | None,
-        beta: float,
+        beta: float | Sequence[float],
         feature_pool: int,
         cache_megabytes: int,
+        chunk: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.dataset, self.teachers, self.shifts = dataset, teachers, list(shifts)
+        self.dataset, self.teachers, self.views = dataset, teachers, list(views)
         self.layers, self.beta, self.feature_pool, self.device = layers, beta, feature_pool, torch.device(device)
-        widths = [self._probe(teacher) for teacher in teachers]
-        needed = sum(widths) * 4 * dataset.T * len(dataset) * len(self.shifts)
+        width, height, _ = dataset.sensor_size
+        self.chunk = chunk or max(1, _CELLS // (dataset.T * width * height))
+        #: Features of each layer, for each teacher.
+        self.widths = [self._probe(teacher) for teacher in teachers]
+        needed = sum(map(sum, self.widths)) * 4 * dataset.T * len(dataset) * len(self.views)
         self.keeps = needed <= cache_megabytes * 2**20
         self._kept: dict[tuple[int, int], list[Tensor]] = {}
 
-    def __call__(self, teacher: int, shift: int, indices: Tensor) -> list[Tensor]:
+    def __call__(self, teacher: int, view: int, indices: Tensor) -> list[Tensor]:
         """Features of the samples ``indices`` (int64, any shape ``[...]``): ``[T, ..., D]``, one tensor a layer."""
         if not self.keeps:
-            features = self._compute(teacher, shift, indices.flatten())
+            features = self._compute(teacher, view, indices.flatten())
             return [layer.unflatten(1, tuple(indices.shape)) for layer in features]
-        key = (teacher, shift)
+        key = (teacher, view)
         if key not in self._kept:
-            self._kept[key] = self._compute(teacher, shift, torch.arange(len(self.dataset)))
+            self._kept[key] = self._compute(teacher, view, torch.arange(len(self.dataset)))
         return [layer[:, indices] for layer in self._kept[key]]
 
     @torch.no_grad()
-    def _compute(self, teacher: int, shift: int, indices: Tensor) -> list[Tensor]:
+    def _compute(self, teacher: int, view: int, indices: Tensor) -> list[Tensor]:
         chunks = []
-        for part in indices.split(_CHUNK):
-            frames = shift_frames(self.dataset.frames[part], self.shifts[shift]).transpose(0, 1).to(self.device)
-            chunks.append(self.collect(self.teachers[teacher], frames.float()))
+        for part in indices.split(self.chunk):
+            frames = self.dataset.frames[part].transpose(0, 1).to(self.device).float()
+            chunks.append(self.collect(self.teachers[teacher], self.views[view].apply(frames)))
         return [torch.cat(layer, 1) for layer in zip(*chunks, strict=True)]
 
     def collect(self, teacher: Teacher, frames: Tensor) -> list[Tensor]:
@@ -75,8 +80,8 @@ class RealFeatures:
         return collect_features(teacher.model, frames, self.layers, beta=self.beta, feature_pool=self.feature_pool)
 
     @torch.no_grad()
-    def _probe(self, teacher: Teacher) -> int:
-        """Feature width of a teacher over all layers; one sample shows whether it takes this data at all."""
+    def _probe(self, teacher: Teacher) -> list[int]:
+        """Feature width of a teacher's layers; one sample shows whether it takes this data at all."""
         frames = self.dataset.frames[:1].transpose(0, 1).to(self.device).float()
         try:
             logits = teacher.model(frames)
@@ -88,4 +93,4 @@ class RealFeatures:
             raise ArgumentError(
                 f"teacher {teacher.name} knows {logits.shape[-1]} classes, the data has {self.dataset.num_classes}"
             )
-        return sum(layer.shape[-1] for layer in self.collect(teacher, frames))
+        return [layer.shape[-1] for layer in self.collect(teacher, frames)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from snn_core.errors import CheckpointError
 from snn_core.training.checkpoint import check_format, read_json, read_tensors, write_tensors
 
 FORMAT, VERSION = "snn_core.distillation_state", "1"
+_EXTRA = "extra/"
 _TENSORS = ("canvas", "exp_avg", "exp_avg_sq", "generator_state", "history")
 
 
@@ -24,7 +25,7 @@ class DistillState:
 
     ``canvas`` float32, U; ``exp_avg`` and ``exp_avg_sq``: Adam's moments of U; ``generator_state``: uint8, of the one
     generator that all draws come from; ``history`` float32 ``[iteration, len(history_names)]``; ``seconds`` of
-    wall-clock so far.
+    wall-clock so far. ``extra``: further tensors by name (learned frequencies and their optimiser's moments).
     """
 
     iteration: int
@@ -35,6 +36,7 @@ class DistillState:
     history: Tensor
     history_names: list[str]
     seconds: float
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_state(path: str | os.PathLike[str], state: DistillState, identity: dict[str, Any]) -> None:
@@ -52,7 +54,8 @@ def save_state(path: str | os.PathLike[str], state: DistillState, identity: dict
         "identity": json.dumps(identity, sort_keys=True),
         "progress": json.dumps(progress),
     }
-    write_tensors(path, {name: getattr(state, name) for name in _TENSORS}, header)
+    tensors = {name: getattr(state, name) for name in _TENSORS}
+    write_tensors(path, tensors | {_EXTRA + name: value for name, value in state.extra.items()}, header)
 
 
 def load_state(path: str | os.PathLike[str], identity: dict[str, Any]) -> DistillState:
@@ -80,6 +83,7 @@ def load_state(path: str | os.PathLike[str], identity: dict[str, Any]) -> Distil
             exp_avg_sq=tensors["exp_avg_sq"],
             generator_state=tensors["generator_state"],
             history=tensors["history"],
+            extra={name.removeprefix(_EXTRA): value for name, value in tensors.items() if name.startswith(_EXTRA)},
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: an entry of the state is missing ({error})") from error

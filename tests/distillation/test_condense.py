@@ -8,7 +8,7 @@ import torch
 
 from snn_core.backbones import create
 from snn_core.distillation import DistillConfig, MatchingTerms, SpatioTemporalMatching, TeacherPool, distill
-from snn_core.distillation.condense import initial_frames
+from snn_core.distillation.initial import initial_frames
 from snn_core.errors import ArgumentError, CheckpointError, DataError, InterruptedRunError, NonFiniteError
 from tests.distillation.conftest import make_bars, make_config, make_pool
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from snn_core.distillation.matching import (
-    SpatioTemporalMatching,
     characteristic_function,
     characteristic_function_loss,
     draw_frequencies,
@@ -15,6 +14,7 @@ from snn_core.distillation.matching import (
     temporal_spectrum_loss,
     unit_length,
 )
+from snn_core.distillation.spatio_temporal import SpatioTemporalMatching
 from snn_core.errors import ArgumentError
 
 

@@ -12,7 +12,7 @@ Both on spikes (beta 0): residual potentials are PACE's. With the time steps kep
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from snn_core.distillation.matching import (
     MatchingTerms,
     characteristic_function_loss,
     draw_frequencies,
+    sigma_from_data,
 )
 from snn_core.distillation.methods.matched import MatchedMethod
 
@@ -35,19 +36,21 @@ class CharacteristicMatching:
     """
 
     def __init__(
-        self, *, time_mean: bool = False, sigma: float = 3.0, num_frequencies: int = 128, alpha: float = 0.5,
-        normalise: bool = True,
+        self, *, time_mean: bool = False, sigma: float | Literal["auto"] = 3.0, num_frequencies: int = 128,
+        alpha: float = 0.5, normalise: bool = True,
     ) -> None:  # fmt: skip
         self.time_mean, self.sigma, self.num_frequencies = time_mean, sigma, num_frequencies
         self.alpha, self.normalise = alpha, normalise
 
     def __call__(self, real: Tensor, synthetic: Tensor, *, generator: torch.Generator) -> MatchingTerms:
         """``[T, K, Br, D]`` and ``[T, K, Bs, D]`` -> terms; ``cf`` is ``[K]``. ArgumentError: shapes that differ."""
+        real, synthetic = self._timeless(real), self._timeless(synthetic)
+        sigma = sigma_from_data(real, normalise=self.normalise) if isinstance(self.sigma, str) else self.sigma
         frequencies = draw_frequencies(
-            real.shape[-1], self.num_frequencies, self.sigma, generator=generator, device=real.device
+            real.shape[-1], self.num_frequencies, sigma, generator=generator, device=real.device
         )
         per_class = characteristic_function_loss(
-            self._timeless(real), self._timeless(synthetic), frequencies.to(real.dtype),
+            real, synthetic, frequencies.to(real.dtype),
             alpha=self.alpha, normalise=self.normalise,
         )  # fmt: skip
         return MatchingTerms(total=per_class.mean(), per_class={"cf": per_class})

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.augment import choose_shifts, shift_frames
-from snn_core.distillation.condense import initial_frames
 from snn_core.distillation.config import DistillConfig
+from snn_core.distillation.initial import initial_frames
 from snn_core.distillation.methods.base import make_product
 from snn_core.distillation.product import DistilledDataset
 from snn_core.distillation.quantizer import PEQN
