@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.config import TrainingOverrides, options_of_other_backbones
+from snn_core.distillation.product import DistilledDataset
 from snn_core.distillation.teachers import make_train_config, network_options
 from snn_core.errors import ArgumentError
 from snn_core.seeding import derive_seed
@@ -158,6 +159,9 @@ def evaluate_product(
     count = config.networks if networks is None else networks
     if count < 1:
         raise ArgumentError(f"networks: got {count}, at least 1 is needed")
+    frame_bytes = product.frames.numel()  # as stored
+    if isinstance(product, DistilledDataset):
+        product = product.decoded()
     _check_fit(product, test_set)
     file_bytes = _file_bytes(path)  # before the training, which a missing file must not cost
     if curve_points < 0:
@@ -180,7 +184,7 @@ def evaluate_product(
         std=statistics.stdev(accuracies) if count > 1 else 0.0,
         train_seconds=statistics.fmean(run.seconds for run in runs),
         samples=len(product),
-        frame_bytes=product.frames.numel(),
+        frame_bytes=frame_bytes,
         file_bytes=file_bytes,
         steps=training.epochs * math.ceil(len(product) / training.batch_size),
         test_samples=len(test_set),
