@@ -46,8 +46,8 @@ class DistillResult:
     """What distillation gives.
 
     ``frames`` uint8 [K * ipc, T, 2, H, W], as stored (``config.formation()`` decodes them), and ``labels`` int64,
-    sorted by class; ``canvas`` float32, before rounding; ``history``: one record of loss parts an iteration; ``seconds`` of
-    wall-clock.
+    sorted by class; ``canvas`` float32, before rounding; ``history``: one record of loss parts an iteration;
+    ``seconds`` of wall-clock.
     """
 
     frames: Tensor

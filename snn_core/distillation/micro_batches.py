@@ -2,7 +2,8 @@
 
 Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (GradCache), 2021.
 Features of all micro-batches are computed without a graph, the loss and its gradient on them; then each micro-batch
-passes again with a graph, which takes that gradient to its frames. What is kept is features, and the graph of one micro-batch.
+passes again with a graph, which takes that gradient to its frames. What is kept is features, and the
+graph of one micro-batch.
 """
 
 from __future__ import annotations
