@@ -6,48 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from snn_core.backbones.encoder import is_repeated
+from snn_core.backbones.blocks import ConvBlock
 from snn_core.backbones.features import FeatureInfo, SpikingBackbone, SpikingOptions, through
 from snn_core.backbones.registry import register
 from snn_core.errors import ArgumentError
-from snn_core.neurons import SpikingNeuron
-
-
-class ConvBlock(nn.Module):
-    """Convolution, batch norm, spiking neuron, pooling. ``[T, B, C, H, W]`` in and out."""
-
-    def __init__(self, conv: nn.Conv2d, neuron: SpikingNeuron, pool: nn.Module, norm_gain: float) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = nn.BatchNorm2d(conv.out_channels)
-        nn.init.constant_(self.norm.weight, norm_gain)
-        self.neuron = neuron
-        self.pool = pool
-
-    def forward(self, x_seq: Tensor) -> Tensor:
-        """Spikes after pooling; time and batch are folded together where a layer knows no time."""
-        steps, batch = x_seq.shape[:2]
-        if is_repeated(x_seq) and not _has_hooks(self.conv):
-            current = self._current_of_pictures(x_seq)
-        else:
-            current = self.norm(self.conv(x_seq.flatten(0, 1))).unflatten(0, (steps, batch))
-        spikes = self.neuron(current)
-        return self.pool(spikes.flatten(0, 1)).unflatten(0, (steps, batch))
-
-    def _current_of_pictures(self, x_seq: Tensor) -> Tensor:
-        """``[T, B, C, H, W]`` from T equal frames, convolved once; a hook (a pruner's, say) must see all T."""
-        steps = len(x_seq)
-        current = self.conv(x_seq[0])
-        if self.norm.training:
-            # The norm gets all copies: its sums then are those of frames that are not one in memory, to the last bit.
-            current = current.expand(steps, *current.shape)
-            return self.norm(current.flatten(0, 1)).unflatten(0, current.shape[:2])
-        current = self.norm(current)
-        return current.expand(steps, *current.shape)
-
-    def inference_chain(self) -> list[tuple[str, nn.Module]]:
-        """The layers in order, for :func:`snn_core.sparsity.fuse`."""
-        return [(name, getattr(self, name)) for name in ("conv", "norm", "neuron", "pool")]
 
 
 def _check_blocks(name: str, values: Sequence[int] | None, count: int | None) -> None:
@@ -58,10 +20,6 @@ def _check_blocks(name: str, values: Sequence[int] | None, count: int | None) ->
     if not positive or (count is not None and len(values or ()) != count):
         wanted = "a list of positive integers, one a block" + (f": {count}" if count is not None else "")
         raise ArgumentError(f"{name} is {values!r}; it must be {wanted}")
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @register("conv-snn")
@@ -142,7 +100,9 @@ class ConvSNN(SpikingBackbone):
             if window > 1:
                 pooling = nn.MaxPool2d(window) if pool == "max" else nn.AvgPool2d(window)
                 size = tuple(side // window for side in size)
-            blocks.append(ConvBlock(conv, self.make_neuron(), pooling, norm_gain))
+            norm = nn.BatchNorm2d(width_out)
+            nn.init.constant_(norm.weight, norm_gain)
+            blocks.append(ConvBlock(conv, norm, self.make_neuron(), pooling))
             reach *= stride * window
             self.feature_info.append(FeatureInfo(width_out, reach, f"blocks.{index}"))
         self.blocks = nn.ModuleList(blocks)

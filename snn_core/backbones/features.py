@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -42,7 +42,7 @@ class Backbone(nn.Module):
     num_classes: int
     feature_info: list[FeatureInfo]
     features_only = False
-    head_names: tuple[str, ...] = ("readout",)
+    head_names: Sequence[str] = ("readout",)
     backbone_name: str
     backbone_options: dict[str, Any]
 
