@@ -55,7 +55,7 @@ class Parts:
         if self.zero_init_residual:
             nn.init.zeros_(block.norm.weight)
             if isinstance(block, ConvBlock) and self.connect_f == "AND":
-                nn.init.ones_(block.norm.bias)
+                nn.init.constant_(block.norm.bias, block.neuron.v_threshold)
 
 
 class StandardBlock(nn.Module):
@@ -160,7 +160,8 @@ class SpikingResNet(SpikingBackbone):
         hidden: sizes of the layers of neurons before the read-out; by default one of 256 for ResNet-19, none for the
             others.
         dropout: in the head.
-        zero_init_residual: the norms at the end of the branches begin at 0.
+        zero_init_residual: the norms at the end of the branches begin at 0 (with AND so that their neurons always
+            fire: without it hardly a spike comes through eight blocks).
         options: see :class:`snn_core.backbones.SpikingOptions`.
 
     Feature maps: what every stage gives: spikes, of SEW with ADD their sums, of MS-ResNet currents.

@@ -22,6 +22,7 @@ class Case:
         features: channels and stride of every feature map.
         in_channels: of the frames.
         label: of the test, where it is not the name.
+        compiled: whether ``torch.compile`` is tried on it: one of a kind, since tracing takes seconds.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Case:
     features: tuple[tuple[int, int], ...]
     in_channels: int = 2
     label: str = ""
+    compiled: bool = False
     everything: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +50,7 @@ FOUR, THREE = [8, 8, 16, 16], [8, 8, 16]
 
 CASES = [
     Case("conv-snn", {"channels": [8, 8], "input_size": [SIDE, SIDE]}, ((8, 4), (8, 8))),
-    Case("spiking_vgg9", {"channels": THREE, "hidden": [16], "pool_to": 2}, ((8, 2), (8, 4), (16, 8))),
+    Case("spiking_vgg9", {"channels": THREE, "hidden": [16], "pool_to": 2}, ((8, 2), (8, 4), (16, 8)), compiled=True),
     Case(
         "spiking_vgg11",
         {"channels": [8, 8, 8, 8, 16], "pools": 4, "norm": "bn", "dropout": 0.5},
@@ -60,12 +62,16 @@ CASES = [
         ((8, 2), (8, 4), (8, 8), (8, 8), (16, 8)),
     ),
     Case("spiking_resnet18", {"channels": FOUR, "stem": "cifar"}, ((8, 1), (8, 2), (16, 4), (16, 8))),
-    Case("spiking_resnet19", {"channels": THREE, "stem_channels": 8, "hidden": [16]}, ((8, 1), (8, 2), (16, 4))),
+    Case(
+        "spiking_resnet19",
+        {"channels": THREE, "stem_channels": 8, "hidden": [16]},
+        ((8, 1), (8, 2), (16, 4)),
+    ),
     Case("spiking_resnet34", {"channels": FOUR}, ((8, 4), (8, 8), (16, 16), (16, 32))),
     Case("sew_resnet18", {"channels": FOUR, "stem": "events"}, ((8, 2), (8, 4), (16, 8), (16, 16))),
     Case(
         "sew_resnet18",
-        {"channels": FOUR, "stem": "events", "connect_f": "AND", "tau": 4.0},
+        {"channels": FOUR, "stem": "events", "connect_f": "AND", "zero_init_residual": True},
         ((8, 2), (8, 4), (16, 8), (16, 16)),
         label="sew_resnet18-AND",
     ),
@@ -73,6 +79,7 @@ CASES = [
         "sew_resnet19",
         {"channels": THREE, "connect_f": "IAND", "neuron": "plif", "stem": "events", "hidden": [16]},
         ((8, 2), (8, 4), (16, 8)),
+        compiled=True,
     ),
     Case("sew_resnet34", {"channels": FOUR}, ((8, 4), (8, 8), (16, 16), (16, 32)), in_channels=3),
     Case("ms_resnet18", {"channels": FOUR}, ((8, 4), (8, 8), (16, 16), (16, 32)), in_channels=3),
