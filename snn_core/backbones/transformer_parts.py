@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_core.backbones.convnet import ConvBlock
+from snn_core.backbones.blocks import ConvBlock
 from snn_core.backbones.features import FeatureInfo, SpikingBackbone, SpikingOptions
 from snn_core.errors import ArgumentError
 from snn_core.neurons import SpikingNeuron
@@ -69,7 +69,9 @@ class SpikingTransformer(SpikingBackbone):
     ) -> ConvBlock:
         """Convolution, batch norm, neurons and, where ``pooled``, 3 x 3 max-pooling of stride 2."""
         conv = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=bias)
-        return ConvBlock(conv, self.make_neuron(), stem_pool(pooled), self.norm_gain)
+        norm = nn.BatchNorm2d(out_channels)
+        nn.init.constant_(norm.weight, self.norm_gain)
+        return ConvBlock(conv, norm, self.make_neuron(), stem_pool(pooled))
 
     def attention_neuron(self) -> SpikingNeuron:
         """Neurons behind the attention: in both papers their threshold is half of the others'."""
