@@ -47,9 +47,10 @@ def _register() -> None:
     from snn_core.cli.events import app as events
     from snn_core.cli.prune import prune
     from snn_core.cli.report import report
+    from snn_core.cli.show import show
     from snn_core.cli.train import train
 
-    for command in (train, prune, distill, evaluate, report, doctor, demo):
+    for command in (train, prune, distill, evaluate, show, report, doctor, demo):
         app.command()(command)
     app.add_typer(data)
     app.add_typer(events)

@@ -13,6 +13,7 @@ from snn_core.distillation.condense import DistillResult, distill
 from snn_core.distillation.config import DistillConfig, TeacherConfig
 from snn_core.distillation.densify import FeatureCollector, collect_features, densify
 from snn_core.distillation.evaluate import Evaluation, EvaluationConfig, compare, evaluate_full, evaluate_product
+from snn_core.distillation.export import DistilledEvents, frames_to_events, write_spikingjelly_frames
 from snn_core.distillation.formation import Formation
 from snn_core.distillation.frequencies import LearnedFrequencies
 from snn_core.distillation.matching import (
@@ -47,6 +48,7 @@ __all__ = [
     "DistillConfig",
     "DistillResult",
     "DistilledDataset",
+    "DistilledEvents",
     "Evaluation",
     "EvaluationConfig",
     "FeatureCollector",
@@ -74,6 +76,7 @@ __all__ = [
     "evaluate_full",
     "evaluate_product",
     "frames_checksum",
+    "frames_to_events",
     "group_by_class",
     "list_methods",
     "make_product",
@@ -92,4 +95,5 @@ __all__ = [
     "train_teachers",
     "unit_length",
     "write_product",
+    "write_spikingjelly_frames",
 ]
