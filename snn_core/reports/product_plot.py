@@ -19,12 +19,12 @@ _TINY = 1e-12
 MAX_ROWS, MAX_STEPS = 40, 40
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ArgumentError(f"drawing needs matplotlib: pip install 'snn-core[plots]' ({error})") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
 
 
 def _check(frames: NDArray[np.uint8], names: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ def plot_grid(frames: NDArray[np.uint8], names: Sequence[str], *, title: str = "
 
 
 def mosaic(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pictures ``[rows, columns, H, W, 3]`` as one ``[rows (H + 1) - 1, columns (W + 1) - 1, 3]``, grey lines between."""
+    """Pictures ``[rows, columns, H, W, 3]`` as one picture, with grey lines between."""
     padded = np.pad(drawn, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.6)
     rows, columns, height, width, _ = padded.shape
     return np.asarray(padded.swapaxes(1, 2).reshape(rows * height, columns * width, 3)[:-1, :-1])
@@ -190,10 +190,13 @@ def plot_spectra(
     if missing:
         raise ArgumentError(f"the real data hold no sample of {', '.join(missing)}")
     own, real = signals(frames, cells), signals(real_frames, cells)
-    figure = _figure(8.0, 1.9 * len(shown) + 0.6)
-    figure.suptitle(title, fontsize=9)
+    height = 1.9 * len(shown) + 0.8
+    figure = _figure(9.0, height, layout=None)  # a constrained layout of so many axes takes minutes
+    figure.suptitle(title, fontsize=9, y=1 - 0.2 / height)
+    grid = figure.subplots(len(shown), 3, squeeze=False)
+    figure.subplots_adjust(left=0.08, right=0.98, top=1 - 0.6 / height, bottom=0.3 / height, hspace=0.25, wspace=0.25)
     for row, k in enumerate(shown):
-        panels = [figure.add_subplot(len(shown), 3, 3 * row + column + 1) for column in range(3)]
+        panels = list(grid[row])
         _draw_class(panels, real[real_labels == k], own[labels == k], class_names[k], first=row == 0)
     return figure
 
