@@ -21,13 +21,16 @@ Settings = dict[str, Any]
 #: What every IPC is compared with, and what IPC 1 alone is.
 MAIN = ("pace", "random", "herding", "dm/time-mean", "dm/time-mean-sdr")
 OTHERS = ("k-centre", "forgetting", "dc", "dc/time-mean", "dm", "dm/sdr", "ncfm", "ncfm/time-mean")
-ABLATIONS = ("pace/no-sdr", "pace/amplitude-only", "pace/no-dft", "pace/no-cf", "pace/no-peqn")
+ABLATIONS = ("pace/no-sdr", "pace/amplitude-only", "pace/no-coherence", "pace/no-dft", "pace/no-cf", "pace/no-peqn")
 
 #: Networks that took no part in distillation: name -> (backbone, options; the keys of a study's network come first).
 OTHER_NETWORKS: dict[str, tuple[str, Settings]] = {
     "wider": ("conv-snn", {"channels": [32, 64, 64], "norm_gain": 1.0}),
     "average-pooling": ("conv-snn", {"channels": [16, 32, 32], "pool": "avg", "norm_gain": 1.0}),
-    "plif": ("conv-snn", {"channels": [16, 32, 32], "neuron": "plif", "norm_gain": 1.0}),
+    "vgg": ("spiking_vgg9", {"width": 0.25, "norm": "bn", "pools": 3}),
+    "vgg-tdbn": ("spiking_vgg9", {"width": 0.25, "norm": "tdbn", "pools": 3}),
+    "resnet": ("sew_resnet18", {"channels": [16, 32, 64, 64], "stem": "events"}),
+    "spikformer": ("spikformer", {"depth": 2, "embed_dim": 64, "num_heads": 4}),
 }
 TRANSFERRED = ("pace", "random", "herding", "dm/time-mean")
 

@@ -37,8 +37,9 @@ def show(
     kind = output.suffix.lower()
     if kind not in PICTURES or (spectra and kind == ".gif"):
         raise ArgumentError(f"--output {output}: allowed are {', '.join(PICTURES)}, no .gif of spectra")
-    product = DistilledDataset.load(file)
-    title = f"{product.provenance.method}, {product.provenance.ipc} a class, from {product.provenance.source_name}"
+    stored = DistilledDataset.load(file)
+    title = f"{stored.provenance.method}, {stored.provenance.ipc} a class, from {stored.provenance.source_name}"
+    product = stored.decoded()
     chosen = torch.cat([torch.nonzero(product.labels == k).flatten()[:per_class] for k in product.labels.unique()])
     names = [product.class_names[label] for label in product.labels[chosen].tolist()]
     frames = product.frames[chosen].numpy()
@@ -58,10 +59,10 @@ def show(
     print(f"drawn to {output}")
 
 
-def _real(product: DistilledDataset, data: str | None, limit: int) -> FrameDataset:
+def _real(product: FrameDataset, data: str | None, limit: int) -> FrameDataset:
     """Real recordings as frames of the product's T."""
     if data is None:
-        raise ArgumentError(f"--spectra needs --data; the real data here: {product.provenance.source_name}")
+        raise ArgumentError(f"--spectra needs --data; the real data of: {product.name}")
     real = load_frames(data, "train", T=product.T, limit=limit)
     if real.class_names != product.class_names:
         raise ArgumentError(f"--data {data}: its classes are not the product's")

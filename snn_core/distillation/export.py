@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from snn_core.datasets import FrameDataset
+from snn_core.distillation.product import DistilledDataset
 from snn_core.errors import ArgumentError
 from snn_core.files import atomic_path
 
@@ -51,6 +52,11 @@ def frames_to_events(frames: torch.Tensor, time_window: int = 1000) -> NDArray[n
     return events[np.argsort(events["t"], kind="stable")]
 
 
+def _clips(product: FrameDataset) -> FrameDataset:
+    """What a network trains on: of a product with several clips in a sample, those clips."""
+    return product.decoded() if isinstance(product, DistilledDataset) else product
+
+
 class DistilledEvents(Dataset[tuple[NDArray[np.void], int]]):
     """A product (or any FrameDataset of event counts) as a data set of events, in tonic's manner.
 
@@ -77,6 +83,7 @@ class DistilledEvents(Dataset[tuple[NDArray[np.void], int]]):
         transform: Callable[..., Any] | None = None,
         target_transform: Callable[..., Any] | None = None,
     ) -> None:
+        product = _clips(product)
         self.product, self.time_window = product, time_window
         self.transform, self.target_transform = transform, target_transform
         self.sensor_size = product.sensor_size
@@ -111,6 +118,7 @@ def write_spikingjelly_frames(folder: PathLike, product: FrameDataset) -> Path:
     Raises:
         ArgumentError: that folder holds something already. StorageError: the disk refuses.
     """
+    product = _clips(product)
     target = Path(folder).expanduser() / f"frames_number_{product.T}_split_by_time"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ArgumentError(f"folder: {target} is there already and not empty")

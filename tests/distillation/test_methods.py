@@ -87,6 +87,7 @@ def test_a_comparison_is_the_loop_of_pace_with_its_loss(bars):
         ("pace/amplitude-only", {"alpha": 1.0, "gamma": 0.0}),
         ("pace/no-dft", {"mu": 0.0}),
         ("pace/no-cf", {"cf_weight": 0.0}),
+        ("pace/no-peqn", {"quantize": "none"}),
         ("dm/time-mean", {"beta": 0.0}),
         ("ncfm", {"beta": 0.0}),
         ("dm/sdr", {}),

@@ -76,7 +76,7 @@ class GradientMatching:
             As :func:`snn_core.distillation.distill`; ArgumentError: a backbone of ``config.teachers`` without a form in
             plain torch (option ``backend``).
         """
-        run = _Run(dataset, config, seed, torch.device(device), self.time_mean)
+        run = _Run(dataset, config, seed, torch.device(device), self.time_mean, teachers)
         path = Path(state_path) if state_path is not None else None
         if resume:
             if path is None:
@@ -103,7 +103,13 @@ class _Run:
     """One distillation by gradient matching."""
 
     def __init__(
-        self, dataset: FrameDataset, config: DistillConfig, seed: int, device: torch.device, time_mean: bool
+        self,
+        dataset: FrameDataset,
+        config: DistillConfig,
+        seed: int,
+        device: torch.device,
+        time_mean: bool,
+        teachers: TeacherPool | None = None,
     ) -> None:
         if config.T is not None and config.T != dataset.T:
             raise ArgumentError(f"T: the config asks for {config.T} time steps, the data has {dataset.T}")
@@ -111,8 +117,10 @@ class _Run:
         self.classes = class_indices(dataset.labels, dataset.num_classes)
         generator = make_generator(seed, "dc")
         self.shifts = choose_shifts(config.num_shifts, config.max_shift, generator=generator)
-        initial = initial_frames(dataset, config, generator=generator)
-        self.quantizer = PEQN(initial, config.levels, generator=generator).to(device)
+        self.formation = config.formation()
+        self.formation.check(dataset.frames[:1])
+        initial = initial_frames(dataset, config, generator=generator, teachers=teachers, device=device)
+        self.quantizer = PEQN(initial, config.levels, generator=generator, quantize=config.quantize).to(device)
         self.labels = torch.arange(dataset.num_classes, device=device).repeat_interleave(config.ipc)
         self.optimizer = torch.optim.Adam([self.quantizer.canvas], config.learning_rate, betas=config.betas)
         self.iteration, self.seconds = 0, 0.0
@@ -150,9 +158,9 @@ class _Run:
             if interrupted:
                 return
             for _ in range(NETWORK_STEPS):
-                frames = self.quantizer().detach()
+                frames = self.formation.decode(self.quantizer().detach())
                 training.zero_grad()
-                self._loss(network, frames, self.labels).backward()
+                self._loss(network, frames, self.labels.repeat_interleave(self.formation.clips)).backward()
                 training.step()
         self.iteration = min((number + 1) * EPISODE, self.config.iterations)
 
@@ -187,8 +195,8 @@ class _Run:
             labels = torch.full((config.real_batch,), k, device=self.device)
             real = self._loss(network, shift_frames(self._real(picks), shift), labels)
             wanted = [value.detach() for value in torch.autograd.grad(real, parameters)]
-            own = shift_frames(synthetic[k * ipc : (k + 1) * ipc], shift)
-            loss = self._loss(network, own, labels[:1].expand(ipc))
+            own = shift_frames(self.formation.decode(synthetic[k * ipc : (k + 1) * ipc]), shift)
+            loss = self._loss(network, own, labels[:1].expand(len(own)))
             got = torch.autograd.grad(loss, parameters, create_graph=True)
             distance = gradient_distance(wanted, list(got))
             if not math.isfinite(distance.item()):

@@ -14,20 +14,25 @@ def _fixed(**values: Any) -> Change:
 
 
 def _no_dft(config: DistillConfig) -> dict[str, Any]:
-    return {"mu": 0.0, "cf_weight": config.cf_weight or 1.0}
+    others = config.cf_weight or config.dm_weight or config.dm_step_weight
+    return {"mu": 0.0} if others else {"mu": 0.0, "cf_weight": 1.0}
 
 
 def _no_cf(config: DistillConfig) -> dict[str, Any]:
-    return {"cf_weight": 0.0, "mu": config.mu or 1.0}
+    others = config.mu or config.dm_weight or config.dm_step_weight
+    return {"cf_weight": 0.0} if others else {"cf_weight": 0.0, "mu": 1.0}
 
 
-#: Name after "pace/" -> what it changes. ``no-sdr``: spikes only. ``amplitude-only``: no phase, in neither term.
-#: ``no-dft``: characteristic functions at every step alone. ``no-cf``: the Fourier transform alone.
+#: Name after "pace/" -> what it changes. ``no-sdr``: spikes only, in every term. ``amplitude-only``: no phase, in
+#: neither term. ``no-coherence``: phases of the class means. ``no-dft``: nothing but what is matched step by step or on
+#: average. ``no-cf``: no characteristic functions. ``no-peqn``: real-valued frames in the loop, rounded at the end.
 ABLATIONS: dict[str, Change] = {
-    "no-sdr": _fixed(beta=0.0),
+    "no-sdr": _fixed(beta=0.0, cf_beta=None, dft_beta=None, dm_beta=None),
     "amplitude-only": _fixed(alpha=1.0, gamma=0.0),
+    "no-coherence": _fixed(time_matching="mean"),
     "no-dft": _no_dft,
     "no-cf": _no_cf,
+    "no-peqn": _fixed(quantize="none"),
 }
 
 
