@@ -3,6 +3,7 @@
 Data sets by name: ``load("nmnist", root, "train", T=10)``; which there are: ``list_datasets()``, ``info(name)``.
 """
 
+from snn_core.datasets.box_dataset import BoxDataset, load_boxes
 from snn_core.datasets.by_name import load, load_events
 from snn_core.datasets.cache_files import CacheFile, clear_cache, list_cache, verify_cache
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
@@ -33,6 +34,7 @@ from snn_core.files import cache_root
 
 __all__ = [
     "EVENT_DTYPE",
+    "BoxDataset",
     "CacheFile",
     "DatasetInfo",
     "DiskFrameDataset",
@@ -58,6 +60,7 @@ __all__ = [
     "list_cache",
     "list_datasets",
     "load",
+    "load_boxes",
     "load_events",
     "load_frames",
     "load_spikingjelly_frames",

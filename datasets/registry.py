@@ -30,6 +30,7 @@ MODULES: dict[str, str] = {
     "digits-dvs": "snn_core.datasets.digits_dvs",
     "nmnist-sim": "snn_core.datasets.nmnist_sim",
     "motion-sim": "snn_core.datasets.motion_sim",
+    "moving-digits": "snn_core.datasets.moving_digits",
     "cifar10-dvs-sim": "snn_core.datasets.cifar10_dvs_sim",
     "cifar10": "snn_core.datasets.cifar10",
     "mnist": "snn_core.datasets.mnist",
