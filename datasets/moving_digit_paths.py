@@ -80,18 +80,24 @@ def draw_crossings(shown: NDArray[np.uint8], names: list[str], seed: int, side: 
         _draw(extent[row : row + 1], longest[row : row + 1], name, seed, side, duration)
         for row, name in enumerate(names)
     ]
-    fields = Crossings.__dataclass_fields__
     if not parts:
-        shapes = {"ink": (2, 4), "size": (2,), "contrast": (2,), "single": ()}
-        empty = {name: np.empty((0, *shapes.get(name, (2, 2)))) for name in fields}
-        return Crossings(**empty | {"single": np.empty(0, np.bool_)})
-    return Crossings(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
+        pair, place = np.empty((0, 2)), np.empty((0, 2, 2))
+        return Crossings(np.empty((0, 2, 4)), place, place, place, place, pair, pair, np.empty(0, np.bool_))
+    return Crossings(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Crossings.__dataclass_fields__}
+    )
+
+
+def draw_single(names: list[str], seed: int) -> NDArray[np.bool_]:
+    """bool [num]: which recordings show one digit only; for itself, since it needs no picture."""
+    chances = [np.random.default_rng(derive_seed(seed, "single", name)).random() for name in names]
+    return np.array(chances) < SINGLE
 
 
 def _draw(extent: Floats, longest: Floats, name: str, seed: int, side: int, duration: float) -> Crossings:
     """One recording's."""
     generator = np.random.default_rng(derive_seed(seed, "path", name))
-    single = generator.random(1) < SINGLE
+    single = draw_single([name], seed)
     low, high = np.array(list(RANGES.values())).T
     for _ in range(DRAWS):
         uniform = generator.random((2, len(RANGES)))
@@ -131,8 +137,9 @@ def ink_extents(pictures: NDArray[np.uint8]) -> Floats:
     side, number = pictures.shape[1], len(distinct)
     extent = np.empty((number, 4))
     for first in range(0, number, CHUNK):
-        fine = enlarge(distinct[first : first + CHUNK], np.ones(min(CHUNK, number - first))) >= INK
-        for axis, rows in ((0, fine.any(1)), (1, fine.any(2))):
+        fine = np.asarray(enlarge(distinct[first : first + CHUNK], np.ones(min(CHUNK, number - first))) >= INK)
+        for axis in (0, 1):
+            rows: NDArray[np.bool_] = np.any(fine, axis=axis + 1)
             # Fine points from .. to; the middle of the enlarged picture, with its rim, is the picture's.
             extent[first : first + CHUNK, axis] = rows.argmax(1) - rows.shape[1] / 2
             extent[first : first + CHUNK, axis + 2] = rows.shape[1] / 2 - rows[:, ::-1].argmax(1)

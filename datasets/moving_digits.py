@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
 from snn_core.datasets.event_sensor import EventSensor, SensorParameters
-from snn_core.datasets.moving_digit_paths import INK, MOST_OVERLAP, RANGES, SINGLE, Crossings, draw_crossings
+from snn_core.datasets.moving_digit_paths import (
+    INK,
+    MOST_OVERLAP,
+    RANGES,
+    SINGLE,
+    Crossings,
+    draw_crossings,
+    draw_single,
+)
 from snn_core.datasets.moving_pictures import FINE, FRACTION_BITS, WEIGHT_UNIT, MovingPictures
 from snn_core.datasets.pictures import HOW_TO_GET_MNIST, MNIST_FILE, load_mnist
 from snn_core.datasets.roots import data_root
@@ -92,7 +100,19 @@ class MovingDigitsSource:
     def content_hash(self, split: str) -> str:
         """SHA-256 of the pictures and of every parameter of the simulation."""
         check_split(split)
-        motion = [SET_SEED, list(RANGES.items()), SINGLE, INK, MOST_OVERLAP, DURATION_US, RENDER_US, STEP_US, SIDE, NUMBER, GROUPS]
+        motion = [
+            SET_SEED,
+            list(RANGES.items()),
+            SINGLE,
+            INK,
+            MOST_OVERLAP,
+            DURATION_US,
+            RENDER_US,
+            STEP_US,
+            SIDE,
+            NUMBER,
+            GROUPS,
+        ]
         arrays = [values.tobytes() for part in NUMBER for values in self._pictures[part]]
         pictures = [hashlib.sha256(values).hexdigest() for values in arrays]
         picture = [pictures, FINE, FRACTION_BITS, WEIGHT_UNIT, BACKGROUND]
@@ -118,7 +138,7 @@ class MovingDigitsSource:
         labels = np.empty((len(recordings), OBJECTS), np.int64)
         for row, (part, index) in enumerate(recording.key for recording in recordings):
             labels[row] = self._pictures[part][1][self._chosen[part][:, index]]
-        labels[self.crossings(recordings).single, 1] = -1
+        labels[draw_single([recording.id for recording in recordings], SET_SEED), 1] = -1
         return labels
 
     def step_ends_us(self, T: int) -> list[int]:
