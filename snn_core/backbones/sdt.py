@@ -6,23 +6,24 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
+from snn_core.backbones.blocks import ConvNorm, fold_time
 from snn_core.backbones.features import SpikingOptions
 from snn_core.backbones.registry import register
-from snn_core.backbones.transformer_parts import SpikingTransformer, initialise, stem_pool
+from snn_core.backbones.transformer_parts import SpikingTransformer, conv_norm, initialise, stem_pool
 from snn_core.neurons import SpikingNeuron
 
 
-class Synapses(nn.Module):
-    """Neurons, then a convolution of their spikes, with batch norm: potentials ``[T, B, C, h, w]`` in and out."""
+class Synapses(ConvNorm):
+    """Neurons, then a convolution of their spikes with batch norm: potentials ``[T, B, C, h, w]`` in and out."""
 
-    def __init__(self, neuron: SpikingNeuron, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.neuron, self.conv, self.norm = neuron, conv, nn.BatchNorm2d(conv.out_channels)
+    def __init__(self, neuron: SpikingNeuron, channels: int, out_channels: int, kernel: int = 1) -> None:
+        layers = conv_norm(channels, out_channels, kernel=kernel, bias=kernel == 1)
+        super().__init__(layers.conv, layers.norm)
+        self.neuron = neuron
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """What the spikes of ``x_seq`` add to the potentials behind them."""
-        spikes = self.neuron(x_seq)
-        return self.norm(self.conv(spikes.flatten(0, 1))).unflatten(0, spikes.shape[:2])
+        return super().forward(self.neuron(x_seq))
 
 
 class SpikeDrivenSelfAttention(nn.Module):
@@ -37,15 +38,13 @@ class SpikeDrivenSelfAttention(nn.Module):
         self.neuron = network.make_neuron()
         self.query, self.key, self.value = (network.spiking_conv(dim, dim, bias=False) for _ in range(3))
         self.attention_neuron = network.attention_neuron()
-        self.projection = nn.Conv2d(dim, dim, 1)
-        self.norm = nn.BatchNorm2d(dim)
+        self.projection = conv_norm(dim, dim)
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """What the patches gather from each other."""
         spikes = self.neuron(x_seq)
         q, k, v = self.query(spikes), self.key(spikes), self.value(spikes)
-        passed = q * self.attention_neuron((k * v).sum((-2, -1), keepdim=True))
-        return self.norm(self.projection(passed.flatten(0, 1))).unflatten(0, passed.shape[:2])
+        return self.projection(q * self.attention_neuron((k * v).sum((-2, -1), keepdim=True)))
 
 
 class SpikeDrivenBlock(nn.Module):
@@ -54,8 +53,8 @@ class SpikeDrivenBlock(nn.Module):
     def __init__(self, network: SpikingTransformer, dim: int) -> None:
         super().__init__()
         self.attention = SpikeDrivenSelfAttention(network, dim)
-        self.fc1 = Synapses(network.make_neuron(), nn.Conv2d(dim, network.hidden, 1))
-        self.fc2 = Synapses(network.make_neuron(), nn.Conv2d(network.hidden, dim, 1))
+        self.fc1 = Synapses(network.make_neuron(), dim, network.hidden)
+        self.fc2 = Synapses(network.make_neuron(), network.hidden, dim)
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Potentials, of which every layer sees the spikes alone."""
@@ -74,10 +73,9 @@ class MembranePatchSplitting(nn.Module):
             for before, after, pooled in channels[:-1]
         )
         before, after, pooled = channels[-1]
-        self.conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(after)
+        self.last = conv_norm(before, after, kernel=3, bias=False)
         self.pool = stem_pool(pooled)
-        self.position = Synapses(network.make_neuron(), nn.Conv2d(after, after, 3, padding=1, bias=False))
+        self.position = Synapses(network.make_neuron(), after, after, 3)
 
     def forward(self, x_seq: Tensor) -> list[Tensor]:
         """The spikes behind every stage but the last, and that one's potentials."""
@@ -85,7 +83,7 @@ class MembranePatchSplitting(nn.Module):
         for stage in self.stages:
             x_seq = stage(x_seq)
             maps.append(x_seq)
-        potential = self.pool(self.norm(self.conv(x_seq.flatten(0, 1)))).unflatten(0, x_seq.shape[:2])
+        potential = fold_time(self.pool, self.last(x_seq))
         return [*maps, potential + self.position(potential)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_core.backbones.blocks import ConvBlock
+from snn_core.backbones.blocks import ConvBlock, ConvNorm
 from snn_core.backbones.features import FeatureInfo, SpikingBackbone, SpikingOptions
 from snn_core.errors import ArgumentError
 from snn_core.neurons import SpikingNeuron
@@ -86,6 +86,12 @@ class SpikingTransformer(SpikingBackbone):
         for block in self.blocks:
             maps[-1] = block(maps[-1])
         return maps
+
+
+def conv_norm(channels: int, out_channels: int, *, kernel: int = 1, bias: bool = True) -> ConvNorm:
+    """Convolution and batch norm."""
+    conv = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+    return ConvNorm(conv, nn.BatchNorm2d(out_channels))
 
 
 def stem_pool(pooled: bool) -> nn.Module:

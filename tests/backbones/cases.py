@@ -85,4 +85,15 @@ CASES = [
     Case("ms_resnet18", {"channels": FOUR}, ((8, 4), (8, 8), (16, 16), (16, 32)), in_channels=3),
     Case("ms_resnet19", {"channels": THREE, "stem": "events", "hidden": []}, ((8, 2), (8, 4), (16, 8))),
     Case("ms_resnet34", {"channels": FOUR, "stem": "cifar"}, ((8, 1), (8, 2), (16, 4), (16, 8))),
+    Case("spikformer", {"embed_dim": 32, "depth": 1, "num_heads": 4, "norm_gain": 2.0}, ((8, 1), (16, 2), (32, 4))),
+    Case(
+        "spikformer",
+        {"embed_dim": 32, "depth": 1, "num_heads": 4, "stem": "dvs", "norm_gain": 4.0, "scale": 1.0},
+        ((4, 2), (8, 4), (16, 8), (32, 16)),
+        compiled=True,
+        label="spikformer-dvs",
+    ),
+    Case(
+        "sdt", {"embed_dim": 32, "depth": 1, "norm_gain": 2.0}, ((8, 1), (16, 2), (32, 4)), in_channels=3, compiled=True
+    ),
 ]

@@ -148,13 +148,13 @@ def plain_sdt(model: torch.nn.Module, x: Tensor) -> Tensor:
         name = f"stem.stages.{stage}"
         x = lif(plain.conv(f"{name}.conv", f"{name}.norm", x))
         x = pooled(x) if stage > 1 else x
-    x = pooled(plain.conv("stem.conv", "stem.norm", x))
+    x = pooled(plain.conv("stem.last.conv", "stem.last.norm", x))
     x = tokens(x + plain.conv("stem.position.conv", "stem.position.norm", lif(x)))
     for block in range(len(model.blocks)):
         attention, spikes = f"blocks.{block}.attention", lif(x)
         q, k, v = (plain.neurons(f"{attention}.{part}", spikes) for part in ("query", "key", "value"))
         masked = q * lif((k * v).sum(2, keepdim=True), 0.5)
-        x = x + plain.linear(f"{attention}.projection", f"{attention}.norm", masked)
+        x = x + plain.linear(f"{attention}.projection.conv", f"{attention}.projection.norm", masked)
         hidden = plain.linear(f"blocks.{block}.fc1.conv", f"blocks.{block}.fc1.norm", lif(x))
         x = x + plain.linear(f"blocks.{block}.fc2.conv", f"blocks.{block}.fc2.norm", lif(hidden))
     spikes = lif(x.mean(2))
