@@ -12,6 +12,10 @@ namespace {
 // one grows with the number of weights, so that the shape does not matter.
 
 constexpr int kGroupRows = 16;
+constexpr int64_t kCachedBytes = 1 << 20;  // of values, above which a weight is taken to come from memory
+constexpr double kFromMemory = 90.0;
+
+int64_t kept_of(const NMWeight& w) { return w.indices != nullptr ? w.k() / w.m * w.n : w.k(); }
 
 bool is_pattern(const NMWeight& w, int n, int m) { return w.indices != nullptr && w.n == n && w.m == m; }
 
@@ -32,7 +36,7 @@ double lookup_time(const NMWeight& w, int64_t rows) {
   if (is_pattern(w, 4, 8)) return in_blocks(rows, 300.0 + slower, 72.0 + table);
   if (is_pattern(w, 1, 2)) return in_blocks(rows, 182.0 + slower, 73.0 + table);
   const int64_t together = w.type == kNMBFloat16 ? rows / (kNMWideBlocks * kNMBlockRows) * kNMWideBlocks : 0;
-  return 265.0 * together + in_blocks(rows - together * kNMBlockRows, 82.0 + slower, 60.0 + table);
+  return 265.0 * together + in_blocks(rows - together * kNMBlockRows, 94.0 + slower, 55.0 + table);
 }
 
 double few_rows_time(const NMWeight& w, int64_t rows) {
@@ -50,8 +54,10 @@ double kept_time(const NMWeight& w, int64_t rows) {
 
 double event_time(const NMWeight& w, int64_t rows, double rate) {
   const bool vectors = w.indices == nullptr || (w.n <= 2 && (w.m == 4 || w.m == 8 || w.m == 16));
-  const double decoding = !vectors ? 700.0 : w.type == kNMBFloat16 ? 195.0 : wide(w) ? 305.0 : 260.0;
-  return decoding + rows * (0.4 + (wide(w) ? 32.0 : 18.0) * rate);
+  // Decoding waits for weights from memory; the other paths ask for them in time.
+  const bool cold = w.outputs * kept_of(w) * kNMTypeBytes[w.type] > kCachedBytes;
+  const double decoding = !vectors ? 700.0 : w.type == kNMBFloat16 ? 205.0 : wide(w) ? 305.0 : 260.0;
+  return decoding + (cold ? kFromMemory : 0.0) + rows * (wide(w) ? 0.4 + 32.0 * rate : 0.1 + 17.5 * rate);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -355,8 +356,7 @@ def test_what_others_wrote_meanwhile_stays(clock: Clock) -> None:
     path.write_text(json.dumps(body))
     choose(("mine too",), clock.two(), "slow")
     entries = json.loads(path.read_text())["environments"][dispatch.environment()]
-    assert len(entries) == 3
-    assert entries["theirs"] == entry
+    assert (len(entries), entries["theirs"]) == (3, entry)
 
 
 def test_memory_and_file_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,17 +376,13 @@ def test_memory_and_file_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPat
 
 def test_threads_measure_once(clock: Clock) -> None:
     gate = threading.Barrier(4)
-    found: list[Choice] = []
 
-    def work() -> None:
+    def work(_: int) -> Choice:
         gate.wait()
-        found.append(choose(KEY, clock.two(), "slow"))
+        return choose(KEY, clock.two(), "slow")
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, range(4)))
     assert sorted(choice.why for choice in found) == ["measured", "remembered", "remembered", "remembered"]
     assert {choice.name for choice in found} == {"quick"}
 
