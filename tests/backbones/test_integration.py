@@ -26,30 +26,36 @@ from tests.distillation.conftest import make_bars
 TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 9, "learning_rate": 1e-2}
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if "34" not in case.name], ids=str)  # of the deep ones' parts
 def test_files_make_it_again_with_its_options(case: Case, tmp_path: Path) -> None:
     """A checkpoint, and a compressed file with N:M weights, dense and compressed: the same logits, to the last bit."""
     model = make_nm(create(case.name, seed=1, **case.everything), "2:4")
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = None  # statistics of what comes: fresh ones would leave it silent
     model.train()(case.frames(1, batch=4))
     model.eval()
     x = case.frames()
+    assert model.forward_features(x)[-1].std(1).max() > 0, "the last feature map does not depend on the input"
     save_compressed(tmp_path / "compressed.safetensors", model)
     dense = load_compressed(tmp_path / "compressed.safetensors")
     assert type(dense) is type(model)
     assert dense.backbone_options == model.backbone_options
     assert torch.equal(dense(x), model(x))
+    assert torch.equal(dense.forward_features(x)[-1], model.forward_features(x)[-1])
     compressed = load_compressed(tmp_path / "compressed.safetensors", dense=False)
     layers = [name for name, part in compressed.named_modules() if isinstance(part, CompressedLayer)]
     assert layers
     assert all(check_nm(dense.get_submodule(name).weight, "2:4") == 0 for name in layers)
     torch.testing.assert_close(compressed(x), model(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(compressed.forward_features(x)[-1], model.forward_features(x)[-1], atol=1e-4, rtol=1e-4)
     save_checkpoint(tmp_path / "checkpoint.safetensors", dense)
     again, _ = load_model(tmp_path / "checkpoint.safetensors")
     assert again.backbone_name == case.name
     assert torch.equal(again(x), model(x))
 
 
-DISTILLED = [case for case in CASES if str(case) in ("sew_resnet18", "ms_resnet18", "spikformer", "sdt")]
+DISTILLED = [case for case in CASES if str(case) in ("sew_resnet18", "spikformer", "sdt")]
 
 
 @pytest.mark.parametrize("case", DISTILLED, ids=str)
