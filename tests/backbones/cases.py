@@ -79,7 +79,6 @@ CASES = [
         "sew_resnet19",
         {"channels": THREE, "connect_f": "IAND", "neuron": "plif", "stem": "events", "hidden": [16]},
         ((8, 2), (8, 4), (16, 8)),
-        compiled=True,
     ),
     Case("sew_resnet34", {"channels": FOUR}, ((8, 4), (8, 8), (16, 16), (16, 32)), in_channels=3),
     Case("ms_resnet18", {"channels": FOUR}, ((8, 4), (8, 8), (16, 16), (16, 32)), in_channels=3),

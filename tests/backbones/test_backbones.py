@@ -74,7 +74,7 @@ def test_logits_and_features(case: Case, trained: dict[str, SpikingBackbone]) ->
     assert all(torch.equal(a, b.mean(0)) for a, b in zip(averaged, features, strict=True))
 
 
-@PARAMETRISED
+@SHALLOW
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
     model = create(case.name, **case.everything)
     loss = classification_loss(model.forward_steps(case.frames(batch=4)), torch.arange(4) % CLASSES)
@@ -95,7 +95,7 @@ def test_compiled(case: Case, trained: dict[str, SpikingBackbone]) -> None:
         assert torch.equal(compiled(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["spiking_resnet18", "ms_resnet18"])
+@pytest.mark.parametrize("name", ["spiking_resnet18", "sew_resnet18", "ms_resnet18"])
 def test_a_residual_block_compiled(name: str, trained: dict[str, SpikingBackbone]) -> None:
     block = trained[name].layer2[0]
     x = torch.rand(STEPS, BATCH, 8, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_a_residual_block_compiled(name: str, trained: dict[str, SpikingBackbone
         assert torch.equal(torch.compile(block, backend="eager", fullgraph=True)(x), expected)
 
 
-@PARAMETRISED
+@SHALLOW
 def test_state_is_loaded_bit_for_bit(case: Case, trained: dict[str, SpikingBackbone], tmp_path: Path) -> None:
     model, x = trained[str(case)], case.frames()
     path = tmp_path / "weights.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def test_weights_of_vgg9() -> None:
     model = on_meta("spiking_vgg9", in_channels=3, hidden=[1024], pool_to=4)
     shapes = [tuple(p.weight.shape) for p in model.modules() if isinstance(p, (nn.Conv2d, nn.Linear))]
     widths = [3, 64, 64, 128, 128, 256, 256, 256]
-    assert shapes[:7] == [(out, size, 3, 3) for size, out in zip(widths, widths[1:], strict=False)]
+    assert shapes[:7] == [(out, size, 3, 3) for size, out in pairwise(widths)]
     assert shapes[7:] == [(1024, 4096), (10, 1024)]
 
 
