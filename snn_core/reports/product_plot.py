@@ -58,7 +58,7 @@ def plot_grid(frames: NDArray[np.uint8], names: Sequence[str], *, title: str = "
     if rows > MAX_ROWS or columns > MAX_STEPS:
         raise ArgumentError(f"a grid of {rows} x {columns} pictures is too large to draw (at most 40 each way)")
     height, width = frames.shape[3:]
-    figure = _figure(0.9 * columns + 1.2, 0.9 * rows * height / width + 0.6)
+    figure = _figure(0.9 * columns + 0.5 + 0.07 * max(map(len, names)), 0.9 * rows * height / width + 0.6)
     # One picture: an axes for each of them takes a hundred times as long.
     axes = figure.add_subplot()
     axes.imshow(mosaic(pictures(frames)), interpolation="nearest")
@@ -66,7 +66,7 @@ def plot_grid(frames: NDArray[np.uint8], names: Sequence[str], *, title: str = "
     axes.set_yticks(_middles(rows, height), names, fontsize=7)
     axes.tick_params(length=0)
     axes.set_xlabel("time step", fontsize=8)
-    axes.set_title(f"{title}{': ' if title else ''}ON red, OFF blue", fontsize=8)
+    axes.set_title(f"{title}{': ' if title else ''}ON red, OFF blue, both white", fontsize=8)
     return figure
 
 
@@ -74,12 +74,12 @@ def mosaic(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pictures ``[rows, columns, H, W, 3]`` as one picture, with grey lines between."""
     padded = np.pad(drawn, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.6)
     rows, columns, height, width, _ = padded.shape
-    return np.asarray(padded.swapaxes(1, 2).reshape(rows * height, columns * width, 3)[:-1, :-1])
+    return padded.swapaxes(1, 2).reshape(rows * height, columns * width, 3)[:-1, :-1].astype(np.float64)
 
 
 def _middles(count: int, size: int) -> NDArray[np.float64]:
     """Where the middles of a mosaic's pictures lie."""
-    return np.arange(count) * (size + 1) + (size - 1) / 2
+    return np.asarray(np.arange(count) * (size + 1) + (size - 1) / 2, np.float64)
 
 
 def write_gif(

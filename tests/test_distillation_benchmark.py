@@ -1,0 +1,152 @@
+"""benchmarks/distillation.py: its statistics on made-up numbers, its grid, and a tiny study end to end."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from snn_core.errors import ArgumentError
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("studies", "run", "statistics", "report")
+TINY: dict[str, Any] = {
+    "name": "tiny", "about": "to be run by a test", "data": "digits-dvs", "T": 2, "train_limit": 40, "test_limit": 20,
+    "grid": {"1": ["pace", "random"], "2": ["random"]}, "sets": 2, "networks": 1, "full_networks": 1, "folds": 2,
+    "full": {"epochs": 1}, "evaluate": {"steps": 2, "backbone_options": {"channels": [4]}},
+    "distill": {
+        "iterations": 2, "num_shifts": 1, "real_batch": 4,
+        "teachers": {"count": 1, "backbone_options": {"channels": [4]}, "training": {"epochs": 1}},
+    },
+    "networks_also": ["average-pooling"], "curve_points": 2, "transferred": ["pace", "random"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[SimpleNamespace]:
+    """The benchmark's modules, in this process."""
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        loaded: dict[str, Any] = {name: importlib.import_module(f"distillation_{name}") for name in PARTS}
+        yield SimpleNamespace(main=importlib.import_module("distillation"), **loaded)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
+            del sys.modules[name]
+
+
+def cell(method: str, ipc: int, seed: int, *accuracies: float, network: str = "same", seconds: float = 1.0) -> Any:
+    curve = [[seconds * part, accuracy * part] for part in (0.5, 1.0) for accuracy in accuracies[:1]]
+    result = {
+        "accuracies": list(accuracies), "train_seconds": seconds, "train_cpu_seconds": seconds, "steps": 10,
+        "samples": 10, "frame_bytes": 1000 if method == "full" else 10, "file_bytes": None,
+        "measures": {"shape": [0.5] * len(accuracies)}, "curves": [curve for _ in accuracies],
+    }  # fmt: skip
+    return {"protocol": "test", "network": network, "method": method, "ipc": ipc, "seed": seed, "fold": "test",
+            "result": result}  # fmt: skip
+
+
+def test_rows_are_means_of_sets_and_networks(scripts: SimpleNamespace) -> None:
+    cells = [
+        cell("full", 0, 0, 0.9, seconds=50.0), cell("full", 0, 1, 1.0, seconds=50.0),
+        cell("pace", 1, 5, 0.8, 0.9), cell("pace", 1, 6, 0.7, 0.6),
+        cell("random", 1, 5, 0.5, 0.5), cell("random", 1, 6, 0.4, 0.5), cell("random", 1, 7, 0.1, 0.1),
+        cell("pace", 1, 5, 0.7, network="wider"), cell("random", 1, 5, 0.5, network="wider"),
+    ]  # fmt: skip
+    rows = {(row["network"], row["method"]): row for row in scripts.statistics.tabulate(cells)}
+    pace = rows["same", "pace"]
+    assert (pace["accuracy"]["mean"], pace["accuracy"]["count"]) == (pytest.approx(0.75), 4)
+    assert (pace["sets"]["std"], pace["sets"]["count"]) == (pytest.approx(0.2 / 2**0.5), 2)
+    assert pace["shape"]["mean"] == 0.5
+    assert pace["fraction_of_full"] == pytest.approx(0.75 / 0.95)
+    assert (pace["training_speedup"], pace["bytes_ratio"]) == (50, 100)
+    assert pace["minus_random"] == pytest.approx(0.75 - 2.1 / 6)
+    assert pace["full_seconds_to_this"] == 50
+    assert "pace_minus" not in pace
+    against = rows["same", "random"]["pace_minus"]  # over the two sets that both have
+    assert (against["mean"], against["count"]) == (pytest.approx((0.35 + 0.2) / 2), 2)
+    # On the other network PACE gains 0.2 over random, on the same one (0.35 + 0.2) / 2.
+    assert rows["wider", "pace"]["gain_kept"] == pytest.approx(0.2 / 0.275)
+    assert "gain_kept" not in rows["wider", "random"]
+
+
+def test_pair_measures(scripts: SimpleNamespace) -> None:
+    logits = torch.tensor([[3.0, 2, 0, 0], [0, 0, 5, 4], [0, 1, 9, 0], [0, 0, 1, 2]])
+    labels = torch.tensor([0, 3, 1, 3])
+    measures = scripts.run.pair_measures(True)
+    assert measures["shape"](logits, labels) == 0.75
+    assert measures["within_pair"](logits, labels) == 0.75
+    assert scripts.run.pair_measures(False) == {}
+
+
+def test_studies_and_their_changes(scripts: SimpleNamespace) -> None:
+    studies = scripts.studies
+    for study in studies.STUDIES.values():
+        study.check()
+        assert study.fold_names(True) == [0]
+        assert "test" in study.fold_names(False)
+    study = studies.STUDIES["nmnist"].changed(["methods.pace.beta=0.25", "methods.dm/sdr.beta=0.75", "sets=7"])
+    betas = [study.distill_config(name, 3).beta for name in ("pace", "pace/no-dft", "dm/sdr", "random")]
+    assert betas == [0.25, 0.25, 0.75, 1.0]
+    assert (study.sets, study.distill_config("pace", 3).ipc) == (7, 3)
+    gesture = studies.STUDIES["dvs-gesture"].distill_config("pace", 1).teachers
+    assert (gesture.count, gesture.backbone_options["pool"]) == (3, "avg")
+    with pytest.raises(ArgumentError, match="KEY=VALUE"):
+        study.changed(["iterations=3"])
+    with pytest.raises(ValueError, match="betta"):
+        study.changed(["distill.betta=3"])
+    with pytest.raises(ArgumentError, match="'lenet' is unknown"):
+        study.changed(['networks_also=["lenet"]'])
+
+
+def make(scripts: SimpleNamespace, folder: Path, *given: str) -> dict[str, Any]:
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    command = ["distillation.py", "--studies", str(folder / "tiny.json"), "--code", "test", "--processes", "0", *given,
+               "--work", str(folder / "work"), "--results", str(folder / "results")]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        patch.setenv("SNN_CACHE", str(folder / "cache"))
+        assert scripts.main.main() == 0
+    name = "distillation_tiny_tuning.json" if "--tuning" in given else "distillation_tiny.json"
+    body: dict[str, Any] = json.loads((folder / "results" / name).read_text())
+    return body
+
+
+def test_a_study_end_to_end(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuned on folds without the test split, then run; a second call finds everything done and reports the same."""
+    whole = scripts.run.whole_split
+
+    def train_alone(settings: dict[str, Any], split: str) -> Any:
+        assert split == "train"
+        return whole(settings, split)
+
+    monkeypatch.setattr(scripts.run, "whole_split", train_alone)
+    tuned = make(scripts, tmp_path, "--tuning", "1", "--methods", "random", "--no-plots")
+    assert [(row["protocol"], row["method"], row["ipc"]) for row in tuned["rows"]] == [
+        ("2-fold", "random", 1), ("2-fold", "random", 2),
+    ]  # fmt: skip
+    assert {cell["seed"] for cell in tuned["cells"]} == {0}
+    monkeypatch.undo()
+
+    body = make(scripts, tmp_path)
+    assert body["failed"] == []
+    assert body["about"]["finished"] == "19 of 19 parts"
+    assert {cell["seed"] for cell in body["cells"] if cell["method"] != "full"} == {100, 101}
+    same = {(row["method"], row["ipc"]): row for row in body["rows"] if row["network"] == "same"}
+    assert set(same) == {("full", 0), ("pace", 1), ("random", 1), ("random", 2)}
+    assert same["pace", 1]["samples"] == 10
+    assert same["pace", 1]["curve"][-1][1] == pytest.approx(same["pace", 1]["accuracy"]["mean"], abs=1e-6)
+    assert same["full", 0]["samples"] == 40
+    assert {row["network"] for row in body["rows"]} == {"same", "average-pooling"}
+    assert len(list((tmp_path / "results").glob("*.svg"))) == 3
+    monkeypatch.setattr(scripts.main, "run", pytest.fail)  # nothing is left to run
+    assert make(scripts, tmp_path, "--no-plots")["rows"] == body["rows"]
+    readme = importlib.import_module("readme")
+    assert "| random | 2 |" in readme.distillation(body)
