@@ -88,7 +88,7 @@ class Planner:
                 "curve_points": study.curve_points if network == "same" else 0,
             }
             for fold in study.fold_names(self.tuning)
-            for network in (self.networks if fold == "test" else ["same"])
+            for network in (self.networks if fold == "test" and study.full_also else ["same"])
             for number in range(study.full_networks)
         ]  # fmt: skip
 

@@ -32,7 +32,7 @@ OTHER_NETWORKS: dict[str, tuple[str, Settings]] = {
     "resnet": ("sew_resnet18", {"channels": [16, 32, 64, 64], "stem": "events"}),
     "spikformer": ("spikformer", {"depth": 2, "embed_dim": 64, "num_heads": 4}),
 }
-TRANSFERRED = ("pace", "random", "herding", "dm/time-mean")
+TRANSFERRED = ("pace", "random")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Study:
         first_seed: of the reported sets; tuning has those from 0 on.
         distill: settings of DistillConfig, for all methods; methods: for one method alone.
         evaluate: of EvaluationConfig; evaluate_at: changes for an IPC. full: of TrainConfig, for all data.
-        networks_also: names of OTHER_NETWORKS for transfer; transferred: methods that are.
+        networks_also: names of OTHER_NETWORKS for transfer; transferred: methods that are; other_networks: fresh ones
+            a set; full_also: whether these are trained on all data too.
         curve_points: points of accuracy against training time. device: of everything.
     """
 
@@ -78,6 +79,8 @@ class Study:
     full: Settings = field(default_factory=dict)
     networks_also: tuple[str, ...] = tuple(OTHER_NETWORKS)
     transferred: tuple[str, ...] = TRANSFERRED
+    other_networks: int = 2
+    full_also: bool = False
     curve_points: int = 12
     device: str = "cpu"
 
@@ -96,10 +99,11 @@ class Study:
     def evaluation_config(self, ipc: int, network: str) -> EvaluationConfig:
         """Of a network: "same", or one of OTHER_NETWORKS. ``ipc`` 0: all data, trained with ``full``."""
         values = merged(self.evaluate, self.evaluate_at.get(str(ipc), {}))
-        if network != "same":
-            backbone, options = OTHER_NETWORKS[network]
-            values |= {"backbone": backbone, "backbone_options": options}
-        return EvaluationConfig.model_validate(values | {"networks": self.networks})
+        if network == "same":
+            return EvaluationConfig.model_validate(values | {"networks": self.networks})
+        backbone, options = OTHER_NETWORKS[network]
+        values |= {"backbone": backbone, "backbone_options": options, "networks": self.other_networks}
+        return EvaluationConfig.model_validate(values)
 
     def data_settings(self) -> Settings:
         """What decides the samples."""

@@ -25,7 +25,8 @@ TINY: dict[str, Any] = {
         "iterations": 2, "num_shifts": 1, "real_batch": 4,
         "teachers": {"count": 1, "backbone_options": {"channels": [4]}, "training": {"epochs": 1}},
     },
-    "networks_also": ["average-pooling"], "curve_points": 2, "transferred": ["pace", "random"],
+    "networks_also": ["average-pooling"], "curve_points": 2, "transferred": ["pace", "random"], "other_networks": 1,
+    "full_also": True,
 }  # fmt: skip
 
 
