@@ -11,11 +11,11 @@ from torch import nn
 from snn_core.backbones.registry import register
 
 
-@register("vit_tiny", model="vit_tiny_patch16_224")
-@register("vit_small", model="vit_small_patch16_224")
-@register("vit_base", model="vit_base_patch16_224")
-@register("vit_large", model="vit_large_patch16_224")
-@register("samvit_base", model="samvit_base_patch16")
+@register("vit-tiny", model="vit_tiny_patch16_224")
+@register("vit-small", model="vit_small_patch16_224")
+@register("vit-base", model="vit_base_patch16_224")
+@register("vit-large", model="vit_large_patch16_224")
+@register("samvit-base", model="samvit_base_patch16")
 @register("vit")
 def frozen_vit(
     model: str = "vit_base_patch16_224",

@@ -8,6 +8,7 @@ from snn_core.detectors.frozen import FrozenLinear, freeze
 from snn_core.detectors.heads import ImageHead, MaskHead
 from snn_core.detectors.splices import scores, spliced, with_texture
 from snn_core.detectors.timm_models import list_models
+from snn_core.detectors.training import evaluate_detector, fit, fit_detector
 from snn_core.detectors.vit import FrozenViT
 from snn_core.detectors.weights import load_trained, trained_state
 
@@ -22,6 +23,9 @@ __all__ = [
     "compress_by_magnitude",
     "compress_by_wanda",
     "detection_loss",
+    "evaluate_detector",
+    "fit",
+    "fit_detector",
     "footprint",
     "freeze",
     "list_adapters",

@@ -71,10 +71,20 @@ class Detector(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
+def dice_loss(mask: Tensor, truth: Tensor) -> Tensor:
+    """``1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)`` over all pixels of a batch, ``p`` the sigmoid of the logits.
+
+    Does not weigh the many pixels that are real against the few that are not. Source: Milletari et al. 2016, "V-Net".
+    """
+    probability, truth = mask.sigmoid(), truth.to(mask.dtype)
+    return 1 - (2 * (probability * truth).sum() + 1) / (probability.sum() + truth.sum() + 1)
+
+
 def detection_loss(
     found: Detection, forged: Tensor, mask: Tensor, *, balance: float = 0.01, adversarial: Tensor | None = None
 ) -> Tensor:
-    """Cross entropy of pictures, of pixels, and of the adversary detector where it is told; plus the routers' loss.
+    """Cross entropy of pictures, of pixels, and of the adversary detector where it is told; :func:`dice_loss` of the
+    pixels, since few of them are forged; and the routers' loss.
 
     Args:
         found: of the detector.
@@ -94,6 +104,7 @@ def detection_loss(
             raise ArgumentError(f"{name} has shape {list(value.shape)}; expected {list(like.shape)}")
     loss = F.binary_cross_entropy_with_logits(found.image, forged.to(found.image.dtype))
     loss = loss + F.binary_cross_entropy_with_logits(found.mask, mask.to(found.mask.dtype))
+    loss = loss + dice_loss(found.mask, mask)
     if adversarial is not None:
         if found.adversary is None:
             raise ArgumentError("adversarial: the detector has no adversary detector (adapters of form 'forensics')")

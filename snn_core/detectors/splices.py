@@ -10,27 +10,27 @@ from snn_core.seeding import make_generator
 
 
 def with_texture(pictures: Tensor, seed: int, strength: float = 0.25) -> Tensor:
-    """Pictures, each with a grating of its own (direction, wavelength, phase) over it.
+    """Pictures, each with a grating (direction, wavelength, phase) and a lightness of its own over it.
 
     It stands for what a camera leaves in a picture: the same everywhere, another one in a patch from elsewhere.
     Digits on black have nothing of the kind.
 
     Args:
         pictures: ``[N, C, H, W]`` of 0 to 1.
-        seed: of the gratings.
-        strength: their amplitude.
+        seed: of gratings and lightness.
+        strength: amplitude of the grating, and of the lightness.
 
     Returns:
         ``[N, C, H, W]`` float32.
     """
     generator = make_generator(seed, "texture")
     count, _, height, width = _checked(pictures).shape
-    angle, phase, wavelength = torch.rand(3, count, 1, 1, generator=generator).unbind()
-    angle, phase, wavelength = angle * torch.pi, phase * 2 * torch.pi, 3 + 3 * wavelength
+    angle, phase, wavelength, light = torch.rand(4, count, 1, 1, generator=generator).unbind()
+    angle, phase, wavelength, light = angle * torch.pi, phase * 2 * torch.pi, 3 + 3 * wavelength, 2 * light - 1
     rows = torch.arange(height, dtype=torch.float32).view(1, -1, 1)
     columns = torch.arange(width, dtype=torch.float32).view(1, 1, -1)
     along = rows * angle.sin() + columns * angle.cos()
-    return pictures.float() + strength * (2 * torch.pi * along / wavelength + phase).sin().unsqueeze(1)
+    return pictures.float() + strength * ((2 * torch.pi * along / wavelength + phase).sin() + light).unsqueeze(1)
 
 
 def spliced(

@@ -204,6 +204,7 @@ def test_tokens_and_maps() -> None:
         ({"rank": 1}, "no form None"),
         ({"form": "lora", "rank": 0}, "rank is 0"),
         ({"form": "lora", "targets": ["attn.qvk"]}, "beside 'attn.qvk'.*nearest: attn.qkv"),
+        ({"form": "lora", "targets": ["mlp"]}, "beside linear layers, and 'mlp' is a Mlp"),
         ({"form": "bottleneck", "hidden": 1.5}, "hidden is 1.5"),
         ({"form": "mixture", "top_k": 5}, "top_k is 5; allowed: 1 to the 4"),
         ({"form": "mixture", "kernels": [2]}, "odd"),

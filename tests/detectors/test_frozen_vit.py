@@ -7,18 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from snn_core.backbones import FeatureInfo, create, list_backbones
 from snn_core.detectors import FrozenLinear, FrozenViT, compress_by_wanda, footprint, freeze, list_models
+from snn_core.detectors.timm_models import import_timm
 from snn_core.errors import ArgumentError, BackendUnavailableError, CheckpointError, DataError
 from snn_core.kernels.nm_compress import CompressedNM, check_nm, nm_mask_by_magnitude
 from snn_core.sparsity import decompress, load_compressed, save_compressed
 from tests.detectors import networks
 from tests.detectors.networks import TINY, tiny, tiny_sam
+
+timm = import_timm()  # without torchvision's warning
 
 
 @pytest.fixture
@@ -233,17 +235,17 @@ def test_state_dict_and_files_round_trip(tmp_path: Path, pictures: Tensor) -> No
 
 
 def test_through_the_common_interface(tmp_path: Path, pictures: Tensor) -> None:
-    assert {"vit", "vit_base", "samvit_base"} <= set(list_backbones("*vit*"))
+    assert {"vit", "vit-base", "samvit-base"} <= set(list_backbones("*vit*"))
     options = {**TINY, "in_channels": 1, "adapters": [{"form": "lora", "rank": 2}]}
-    vit = create("vit_tiny", seed=1, **options)
+    vit = create("vit-tiny", seed=1, **options)
     assert isinstance(vit, FrozenViT)
     assert vit.spiking is False
     assert vit.feature_info == [FeatureInfo(32, 4, "blocks.0"), FeatureInfo(32, 4, "blocks.1")]
-    assert torch.equal(vit(pictures), create("vit_tiny", seed=1, **options)(pictures))
-    assert not torch.equal(vit(pictures), create("vit_tiny", seed=2, **options)(pictures))
+    assert torch.equal(vit(pictures), create("vit-tiny", seed=1, **options)(pictures))
+    assert not torch.equal(vit(pictures), create("vit-tiny", seed=2, **options)(pictures))
     save_compressed(tmp_path / "own.safetensors", vit)
     assert torch.equal(load_compressed(tmp_path / "own.safetensors")(pictures), vit(pictures))
-    features = create("vit_tiny", tmp_path / "own.safetensors", features_only=True, **options)
+    features = create("vit-tiny", tmp_path / "own.safetensors", features_only=True, **options)
     assert all(map(torch.equal, features(pictures), vit.forward_features(pictures)))
 
 

@@ -96,44 +96,46 @@ def beside(host: Host, block: nn.Module, path: str, adapter: Adapter, what: str)
     Raises:
         ArgumentError: the block has none of that name; ``what`` says whose it would have been.
     """
-    if _place(block, path) is None:
-        children = [child for child, _ in block.named_modules() if child and ".adapters" not in child]
-        near = difflib.get_close_matches(path, children, n=3, cutoff=0.3)
-        raise ArgumentError(
-            f"adapters: {what} stands beside {path!r}, which a {type(block).__name__} has not; nearest: "
-            f"{', '.join(near) or 'none'}"
-        )
+    _place(block, path, what)
     host.planned.append((block, path, adapter))
 
 
-def _place(block: nn.Module, path: str) -> tuple[nn.Module, str, nn.Module] | None:
+def _place(block: nn.Module, path: str, what: str) -> tuple[nn.Module, str, Any]:
     """Owner, name and module of ``path``, looking through adapters that stand around a part of it."""
     owner, module, name = block, block, ""
     for name in path.split("."):
         owner = module.base if isinstance(module, Beside) else module
         child = owner._modules.get(name)
         if child is None:
-            return None
+            children = [child for child, _ in block.named_modules() if child and ".adapters" not in child]
+            near = difflib.get_close_matches(path, children, n=3, cutoff=0.3)
+            raise ArgumentError(
+                f"adapters: {what} stands beside {path!r}, which a {type(block).__name__} has not; nearest: "
+                f"{', '.join(near) or 'none'}"
+            )
         module = child
     return owner, name, module
 
 
 def _put(block: nn.Module, path: str, adapter: Adapter) -> None:
-    place = _place(block, path)
-    assert place is not None
-    owner, name, module = place
+    owner, name, module = _place(block, path, "it")
     if not isinstance(module, Beside):
         module = Beside(module)
         setattr(owner, name, module)
     module.adapters.append(adapter)
 
 
-def features_of(block: nn.Module, path: str) -> tuple[int, int]:
-    """Inputs and outputs of the linear layer ``path`` of a block; (0, 0) where there is none."""
-    place = _place(block, path)
-    module: Any = None if place is None else place[2]
+def features_of(block: nn.Module, path: str, what: str) -> tuple[int, int]:
+    """Inputs and outputs of the linear layer ``path`` of a block.
+
+    Raises:
+        ArgumentError: as :func:`beside`, or it is no linear layer.
+    """
+    module = _place(block, path, what)[2]
     module = module.base if isinstance(module, Beside) else module
-    return int(getattr(module, "in_features", 0)), int(getattr(module, "out_features", 0))
+    if not hasattr(module, "in_features") or not hasattr(module, "out_features"):
+        raise ArgumentError(f"adapters: {what} stands beside linear layers, and {path!r} is a {type(module).__name__}")
+    return int(module.in_features), int(module.out_features)
 
 
 def as_maps(tokens: Tensor, state: Pass) -> tuple[Tensor, Tensor | None]:

@@ -81,7 +81,7 @@ def attach_forensics(host: Host, rank: int = 8, hidden: int = 16, detector: int 
     """
     positive("rank", rank), positive("hidden", hidden), positive("detector", detector)
     for block in host.blocks.children():
-        shape = features_of(block, "attn.qkv")
+        shape = features_of(block, "attn.qkv", "forensics")
         beside(host, block, "attn.qkv", LoRA(*shape, rank), "forensics")
         beside(host, block, "mlp", Bottleneck(host.width, hidden), "forensics")
         if not getattr(block, "window_size", 0):

@@ -52,5 +52,5 @@ def attach_lora(
     positive("rank", rank)
     for block in host.blocks.children():
         for path in targets:
-            adapter = LoRA(*features_of(block, path), rank, 1.0 if alpha is None else alpha / rank)
+            adapter = LoRA(*features_of(block, path, "lora"), rank, 1.0 if alpha is None else alpha / rank)
             beside(host, block, path, adapter, "lora")

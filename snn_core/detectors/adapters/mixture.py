@@ -147,7 +147,7 @@ def attach_mixture(
     positive("hidden", hidden), positive("top_k", top_k)
     for block in host.blocks.children():
         if ranks:
-            experts = LoRAExperts(*features_of(block, "attn.qkv"), ranks, top_k, host.state)
+            experts = LoRAExperts(*features_of(block, "attn.qkv", "mixture"), ranks, top_k, host.state)
             beside(host, block, "attn.qkv", experts, "mixture")
         if kernels:
             beside(host, block, "mlp", ConvExperts(host.width, hidden, kernels, top_k, host.state), "mixture")
