@@ -131,7 +131,7 @@ def features_of(block: nn.Module, path: str, what: str) -> tuple[int, int]:
     Raises:
         ArgumentError: as :func:`beside`, or it is no linear layer.
     """
-    module = _place(block, path, what)[2]
+    module: Any = _place(block, path, what)[2]
     module = module.base if isinstance(module, Beside) else module
     if not hasattr(module, "in_features") or not hasattr(module, "out_features"):
         raise ArgumentError(f"adapters: {what} stands beside linear layers, and {path!r} is a {type(module).__name__}")
