@@ -155,5 +155,5 @@ def test_refused() -> None:
         average_precision(found[:1], [torch.zeros(1, 4)], [torch.tensor([2])], 2)
     with pytest.raises(ArgumentError, match=r"thresholds must lie in 0..1, without 0, got \[0.0\]"):
         average_precision(found, boxes, labels, 3, [0.0])
-    with pytest.raises(ArgumentError, match="threshold must be one of .* got 0.42"):
+    with pytest.raises(ArgumentError, match=r"threshold must be one of .* got 0.42"):
         average_precision(found, boxes, labels, 3, COCO_THRESHOLDS).mean(0.42)

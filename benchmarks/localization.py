@@ -1,0 +1,217 @@
+"""moving-digits (simulated): a spiking network finds and names digits that cross a field of 64 x 64 pixels.
+
+    OMP_NUM_THREADS=1 python benchmarks/localization.py
+
+Trained on the training part, tested on the test part: neither a picture nor a path is in both. Average precision is
+COCO's, of the boxes when the last step ends. Beside it stands what needs no network: the box of the last step's events
+and the commonest class. ``--validate`` is for choosing settings: it trains on four of the five groups of training
+pictures and tests on the fifth. A seed that is finished is kept in ``--work`` and not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import add_json_option, run_cells, write_result
+from source_tree import ROOT
+from torch import Tensor
+
+from snn_core.backbones import create
+from snn_core.backbones.features import Backbone
+from snn_core.datasets import BoxDataset, load_boxes
+from snn_core.files import atomic_path, sha256_json
+from snn_core.localization import (
+    Detections,
+    Localiser,
+    LocalizationConfig,
+    average_precision,
+    class_blind,
+    detect_all,
+    evaluate_detections,
+    targets_of,
+    train_localiser,
+)
+
+NETWORK = {"input_size": [64, 64], "channels": [32, 64, 64, 64], "pools": [2, 2, 1, 1]}
+HEAD_CHANNELS = 64
+DATA = "moving-digits"
+WANTED = 0.8
+#: Share of a field's events that the baseline's box leaves out on each side.
+LEFT_OUT = 0.05
+SHOWN, SHOWN_SCORE = 10, 0.3
+Cell = dict[str, Any]
+
+
+def parts(cell: Cell) -> tuple[BoxDataset, BoxDataset]:
+    """What is trained on and what is tested on."""
+    options = {"T": cell["T"], "pictures": cell["pictures"], "quiet": True}
+    train = load_boxes(DATA, split="train", limit=cell["limit"], **options)
+    return train.fold(0) if cell["validate"] else (train, load_boxes(DATA, split="test", **options))
+
+
+def network(cell: Cell) -> Localiser:
+    """A backbone and a head, not trained."""
+    backbone = create("conv-snn", seed=cell["seed"], features_only=True, **NETWORK)
+    assert isinstance(backbone, Backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell["seed"])
+        return Localiser(backbone, 10, channels=HEAD_CHANNELS)
+
+
+def precision(found: list[Detections], data: BoxDataset, step: int = -1) -> dict[str, Any]:
+    """Figures of what was found when ``step`` ends."""
+    boxes, labels = targets_of(data.boxes[:, step], data.labels)
+    scores = evaluate_detections(found, data, step=step)
+    blind = average_precision(*_blind(found, boxes, labels), 1)
+    return {
+        "mAP@0.5": round(scores.mean(0.5), 4),
+        "mAP@0.5:0.95": round(scores.mean(), 4),
+        "AP@0.5 of each class": [round(value, 4) for value in scores.per_class(0.5)],
+        "AP@0.5, classes ignored": round(blind.mean(0.5), 4),
+        "AP@0.5:0.95, classes ignored": round(blind.mean(), 4),
+    }
+
+
+def _blind(found: list[Detections], boxes: list[Tensor], labels: list[Tensor]) -> tuple[Any, Any, Any]:
+    same, zeros = class_blind(found, labels)
+    return same, boxes, zeros
+
+
+def work(folder: Path, cell: Cell) -> Cell:
+    """Train with one seed; the first seed's model also draws what it finds."""
+    train, test = parts(cell)
+    model = network(cell)
+    config = LocalizationConfig(epochs=cell["epochs"], seed=cell["seed"])
+    started, clock = time.process_time(), time.perf_counter()
+    history = train_localiser(model, train, config, name=f"seed {cell['seed']}")
+    seconds = {"cpu": round(time.process_time() - started), "wall": round(time.perf_counter() - clock)}
+    found = detect_all(model, test)
+    if cell["seed"] == 0:
+        draw(test, found, folder / "found.png")
+    steps = [precision(detect_all(model, test, step=step), test, step) for step in range(test.T)]
+    return precision(found, test) | {
+        "mAP@0.5 when each step ends": [figures["mAP@0.5"] for figures in steps],
+        "parameters": sum(values.numel() for values in model.parameters()),
+        "training_seconds": seconds,
+        "loss": {name: [round(record[name], 4) for record in history] for name in ("objectness", "classes", "boxes")},
+    }
+
+
+def events_box(data: BoxDataset, train: BoxDataset) -> list[Detections]:
+    """One box a sample, of what is left of the last step's events without the outermost on each side; and the class
+    that is commonest in training."""
+    commonest = int(train.labels[train.labels >= 0].mode().values)
+    counts = data.frames.frames[:, -1].float().sum(1)
+    sides = []
+    for along in (counts.sum(1), counts.sum(2)):  # columns, then rows
+        share = along.cumsum(1) / along.sum(1, keepdim=True).clamp_min(1)
+        sides.append(((share < LEFT_OUT).sum(1), (share < 1 - LEFT_OUT).sum(1) + 1))
+    boxes = torch.stack([sides[0][0], sides[1][0], sides[0][1], sides[1][1]], 1).float()
+    return [Detections(box[None], torch.ones(1), torch.tensor([commonest])) for box in boxes]
+
+
+def middle_box(data: BoxDataset, train: BoxDataset) -> list[Detections]:
+    """The same with a box of the median size of those in training, round the events' mean."""
+    true = train.boxes[:, -1][train.labels >= 0]
+    half = (true[:, 2:] - true[:, :2]).median(0).values / 2
+    counts = data.frames.frames[:, -1].float().sum(1)
+    total, at = counts.sum((1, 2)).clamp_min(1), torch.arange(counts.shape[-1]) + 0.5
+    middle = torch.stack([counts.sum(1) @ at / total, counts.sum(2) @ at / total], 1)
+    boxes = torch.cat([middle - half, middle + half], 1)
+    return [
+        Detections(box[None], one.scores, one.labels) for box, one in zip(boxes, events_box(data, train), strict=True)
+    ]
+
+
+def draw(data: BoxDataset, found: list[Detections], path: Path) -> None:
+    """The last step's events of the first samples; true boxes white, found ones yellow with class and score."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, SHOWN // 2, figsize=(2.4 * SHOWN / 2, 5.0))
+    for index, axis in enumerate(axes.flat):
+        frames, boxes, labels = data[index]
+        picture = torch.stack([frames[-1, 1], torch.zeros_like(frames[-1, 0]), frames[-1, 0]], -1).float()
+        axis.imshow((picture / 4).clamp_max(1).numpy(), extent=(0, 64, 64, 0), interpolation="nearest")
+        for (x0, y0, x1, y1), label in zip(boxes[-1].tolist(), labels.tolist(), strict=True):
+            axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], "w", linewidth=1)
+            axis.text(x0, y0 - 1, str(label), color="w", fontsize=8)
+        one = found[index]
+        for (x0, y0, x1, y1), label, score in zip(*(part.tolist() for part in (one.boxes, one.labels, one.scores)),
+                                                  strict=True):  # fmt: skip
+            if score >= SHOWN_SCORE:
+                axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], "y--", linewidth=1)
+                axis.text(x1, y1 + 5, f"{label}: {score:.2f}", color="y", fontsize=8, ha="right")
+        axis.axis("off")
+    figure.tight_layout(pad=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+    pyplot.close(figure)
+
+
+def summary(results: list[Cell], name: str) -> dict[str, float]:
+    """Mean, least and largest over the seeds."""
+    values = [result[name] for result in results]
+    return {"mean": round(statistics.fmean(values), 4), "least": min(values), "largest": max(values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_json_option(parser, "localization.json")
+    parser.add_argument("--T", type=int, default=4, help="frames a recording")
+    parser.add_argument("--pictures", default="digits", choices=["digits", "mnist"], help="what moves")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of initial weights and order")
+    parser.add_argument("--limit", type=int, help="training recordings, at most")
+    parser.add_argument("--validate", action="store_true", help="test on a fifth of the training pictures instead")
+    parser.add_argument("--processes", type=int, default=2, help="seeds at once; 0: one after the other, in this one")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "localization", help="finished seeds")
+    parser.add_argument("--picture", type=Path, help="where the drawing of some test samples goes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    setting = {name: getattr(arguments, name) for name in ("T", "pictures", "epochs", "limit", "validate")}
+    how = {"network": NETWORK, "head_channels": HEAD_CHANNELS, "config": LocalizationConfig().model_dump()}
+    train, test = parts(setting)  # builds the frames once, before several processes want them
+    print(f"{train}\n{test}", flush=True)
+    key = sha256_json([setting, how, train.frames.content_key, test.frames.content_key])[:12]
+    folder = arguments.work / key
+    cells = [setting | {"seed": seed} for seed in arguments.seeds]
+    done = run_cells(
+        cells, functools.partial(work, folder), folder, arguments.processes, describe=lambda c: f"seed {c['seed']}"
+    )
+    results = [cell["result"] for cell in done]
+    body = {
+        "data": {"train": repr(train), "test": repr(test)},
+        "setting": setting | how,
+        "wanted_mAP@0.5": WANTED,
+        "reached": min(result["mAP@0.5"] for result in results) >= WANTED,
+        "summary": {
+            name: summary(results, name)
+            for name in ("mAP@0.5", "mAP@0.5:0.95", "AP@0.5, classes ignored", "AP@0.5:0.95, classes ignored")
+        },
+        "seeds": {str(cell["seed"]): cell["result"] for cell in done},
+        "baselines": {
+            "box of the events, commonest class": precision(events_box(test, train), test),
+            "median box round the events' mean, commonest class": precision(middle_box(test, train), test),
+        },
+    }
+    for name, figures in body["summary"].items():  # type: ignore[attr-defined]
+        print(f"{name}: {figures}")
+    for name, figures in body["baselines"].items():  # type: ignore[attr-defined]
+        print(f"{name}: mAP@0.5 {figures['mAP@0.5']}, classes ignored {figures['AP@0.5, classes ignored']}")
+    if arguments.picture is not None and (folder / "found.png").is_file():
+        with atomic_path(arguments.picture) as temporary:
+            temporary.write_bytes((folder / "found.png").read_bytes())
+    write_result(arguments.json, body)
+
+
+if __name__ == "__main__":
+    main()
