@@ -41,7 +41,8 @@ class TeacherConfig(BaseModel):
     """The pool of frozen teachers: ``count`` networks (different seeds), each kept at every snapshot.
 
     ``snapshots``: fractions of the training at which a copy is kept. ``training``: keys of
-    :class:`snn_core.training.TrainConfig` that replace its defaults. Average pooling, because through max pooling most
+    :class:`snn_core.training.TrainConfig` that replace its defaults. ``also``: further teachers, of other
+    backbones for example; as many layers must be matched in each. Average pooling, because through max pooling most
     of the synthetic frame gets no gradient.
     """
 
@@ -54,6 +55,7 @@ class TeacherConfig(BaseModel):
     count: int = Field(default=3, ge=1)
     snapshots: tuple[float, ...] = (0.5, 1.0)
     training: TrainingOverrides = Field(default_factory=lambda: {"epochs": 30})
+    also: tuple[TeacherConfig, ...] = ()
 
     _other_backbones = model_validator(mode="before")(options_of_other_backbones)
 

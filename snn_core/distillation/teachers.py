@@ -178,7 +178,7 @@ def train_teachers(
         quiet: no progress bars. device: where to train; the pool stays there.
 
     Returns:
-        ``config.count * len(config.snapshots)`` frozen teachers.
+        ``config.count * len(config.snapshots)`` frozen teachers, then those of ``config.also``.
 
     Raises:
         ConfigError: ``config.training`` has a key that TrainConfig does not know. ArgumentError: unknown backbone or
@@ -188,14 +188,22 @@ def train_teachers(
     folder = Path(cache_dir).expanduser() if cache_dir is not None else cache_root() / "teachers"
     teachers: list[Teacher] = []
     seconds = 0.0
-    for number in range(config.count):
-        member = _Member(dataset, config, number, derive_seed(seed, "teacher", number), folder if use_cache else None)
-        trained, needed = member.load() or member.train(quiet, device)
-        teachers += [
-            Teacher(f"{number}/{part:g}", m, model_hash(m)) for part, m in zip(config.snapshots, trained, strict=True)
-        ]
-        seconds += needed
+    for prefix, kind in _kinds(config):
+        for number in range(kind.count):
+            member = _Member(dataset, kind, number, derive_seed(seed, "teacher", number), folder if use_cache else None)
+            trained, needed = member.load() or member.train(quiet, device)
+            teachers += [
+                Teacher(f"{prefix}{number}/{part:g}", model, model_hash(model))
+                for part, model in zip(kind.snapshots, trained, strict=True)
+            ]
+            seconds += needed
     return TeacherPool(teachers, seconds).to(device)
+
+
+def _kinds(config: TeacherConfig) -> list[tuple[str, TeacherConfig]]:
+    """The configuration and those in its ``also``, each with what its teachers' names begin with."""
+    others = [(f"{i}.{name}", kind) for i, more in enumerate(config.also, 1) for name, kind in _kinds(more)]
+    return [("", config), *others]
 
 
 class _Member:

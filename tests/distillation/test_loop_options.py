@@ -63,7 +63,8 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_that_share_the_classes_give_the_result_of_one(bars, pool, tmp_path):
-    multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    # forked: a fresh interpreter would need seconds to import torch
+    multiprocessing.start_processes(_process, (str(tmp_path),), nprocs=2, start_method="fork")
     one = distill(bars, pool, make_config(frequencies="learned", checkpoint_every=2, **RICH), quiet=True)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(results[0][0], results[1][0])

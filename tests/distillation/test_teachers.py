@@ -128,3 +128,14 @@ def test_bad_settings_are_named(bars):
         train_teachers(bars, tiny(backbone="no-such"), use_cache=False, quiet=True)
     with pytest.raises(ArgumentError, match="at least one teacher"):
         TeacherPool.from_models({})
+
+
+def test_a_pool_of_two_backbones_is_cached_and_named(bars, tmp_path):
+    narrow = tiny(count=1, snapshots=(1.0,))
+    wide = narrow.model_copy(update={"backbone_options": {**narrow.backbone_options, "channels": [5]}})
+    config = narrow.model_copy(update={"also": (wide,)})
+    pool = train_teachers(bars, config, cache_dir=tmp_path, quiet=True)
+    assert [teacher.name for teacher in pool] == ["0/1", "1.0/1"]
+    alone = train_teachers(bars, wide, cache_dir=tmp_path, quiet=True)
+    assert pool.hashes[1:] == alone.hashes
+    assert pool.hashes[0] != pool.hashes[1]

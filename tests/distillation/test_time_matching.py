@@ -67,14 +67,14 @@ def test_random_starts_wash_out_the_mean_but_not_the_coherent_form():
     """The class swings, its mean is still: the literal form wants a still clip, the coherent one a swinging clip."""
     real = rotors([0.0, math.pi / 2, math.pi, 3 * math.pi / 2])
     swinging, still = rotors([0.7]), torch.ones(8, 1, 1, 1, dtype=torch.float64)
-    assert temporal_spectrum_loss(real, still) < 1e-9 < 0.1 < temporal_spectrum_loss(real, swinging)
-    assert coherent_spectrum_loss(real, swinging) < 1e-9 < 0.1 < coherent_spectrum_loss(real, still)
+    assert temporal_spectrum_loss(real, still) < 1e-6 < 0.1 < temporal_spectrum_loss(real, swinging)
+    assert coherent_spectrum_loss(real, swinging) < 1e-6 < 0.1 < coherent_spectrum_loss(real, still)
 
 
 def test_coherent_phase_counts_where_the_class_has_one():
     real = rotors([0.5, 0.5])
     late = rotors([0.5 + math.pi / 2])
-    assert coherent_spectrum_loss(real, late, gamma=0.0) < 1e-9 < 0.1 < coherent_spectrum_loss(real, late)
+    assert coherent_spectrum_loss(real, late, gamma=0.0) < 1e-6 < 0.1 < coherent_spectrum_loss(real, late)
 
 
 def test_dm_is_relative_and_averages_over_time():
