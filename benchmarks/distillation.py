@@ -200,7 +200,7 @@ def make_study(study: Study, arguments: argparse.Namespace) -> bool:
 def measure_cost(study: Study, arguments: argparse.Namespace) -> bool:
     """Wall-clock and peak memory of teachers and distillation, each in a process of its own, nothing cached."""
     planner = Planner(study, ["pace"], 1, arguments.code or code_version(), [])
-    base = planner.base | {"kind": "cost", "fold": 0, "seed": 0, "threads": arguments.threads}
+    base = planner.base | {"kind": "cost", "fold": "all", "seed": 0, "threads": arguments.threads}
     data_facts(study.data_settings(), True)
     free_data()
     cells = [

@@ -84,10 +84,12 @@ def product_file(folder: Path, cell: Cell) -> Path:
 
 
 def run(folder: Path, cell: Cell) -> Cell:
-    """Do what the cell's ``kind`` says."""
-    return {"teachers": teachers, "product": product, "evaluate": evaluate, "full": full, "cost": cost}[cell["kind"]](
-        folder, cell
-    )
+    """Do what the cell's ``kind`` says. A loss that is not finite is its result, and does not end the others."""
+    kinds = {"teachers": teachers, "product": product, "evaluate": evaluate, "full": full, "cost": cost}
+    try:
+        return kinds[cell["kind"]](folder, cell)
+    except NonFiniteError as error:
+        return {"failed": str(error)}
 
 
 def teachers(folder: Path, cell: Cell) -> Cell:
@@ -102,15 +104,13 @@ def product(folder: Path, cell: Cell) -> Cell:
     config, method = DistillConfig.model_validate(cell["settings"]), create_method(cell["method"])
     options: dict[str, Any] = {"quiet": True, "device": cell["device"]}
     # The pool is the same for every seed: distilled sets differ by their own draws, as from one user's teachers.
-    pool = train_teachers(train_set, config.teachers, seed=0, **options) if method.needs_teachers else None
+    wanted = method.needs_teachers or config.init in ("herding", "k-centre")
+    pool = train_teachers(train_set, config.teachers, seed=0, **options) if wanted else None
     path = product_file(folder, cell)
     state = path.with_suffix(".state")
-    try:
-        made = method(
-            train_set, config, teachers=pool, seed=cell["seed"], state_path=state, resume=state.is_file(), **options
-        )
-    except NonFiniteError as error:
-        return {"failed": str(error)}
+    made = method(
+        train_set, config, teachers=pool, seed=cell["seed"], state_path=state, resume=state.is_file(), **options
+    )
     write_product(path, made)
     state.unlink(missing_ok=True)
     return {
@@ -152,7 +152,7 @@ def full(folder: Path, cell: Cell) -> Cell:
 def cost(folder: Path, cell: Cell) -> Cell:
     """Wall-clock and peak memory of teachers and distillation, nothing from a cache; in a process of its own."""
     torch.set_num_threads(cell["threads"])
-    train_set, _ = parts(cell)
+    train_set = whole_split(cell["data"], "train")
     config, method = DistillConfig.model_validate(cell["settings"]), create_method(cell["method"])
     before = _peak_bytes(cell["device"])
     started = time.perf_counter()

@@ -23,7 +23,8 @@ MAIN = ("pace", "random", "herding", "dm/time-mean", "dm/time-mean-sdr")
 OTHERS = ("k-centre", "forgetting", "dc", "dc/time-mean", "dm", "dm/sdr", "ncfm", "ncfm/time-mean")
 ABLATIONS = ("pace/no-sdr", "pace/amplitude-only", "pace/no-coherence", "pace/no-dft", "pace/no-cf", "pace/no-peqn")
 
-#: Networks that took no part in distillation: name -> (backbone, options; the keys of a study's network come first).
+#: Other networks than a study's "same": name -> (backbone, options). "average-pooling" is the default teachers' form;
+#: the others took no part in distillation.
 OTHER_NETWORKS: dict[str, tuple[str, Settings]] = {
     "wider": ("conv-snn", {"channels": [32, 64, 64], "norm_gain": 1.0}),
     "average-pooling": ("conv-snn", {"channels": [16, 32, 32], "pool": "avg", "norm_gain": 1.0}),

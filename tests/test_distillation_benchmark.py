@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from snn_core.errors import ArgumentError
+from snn_core.errors import ArgumentError, NonFiniteError
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("studies", "run", "statistics", "report")
@@ -79,12 +79,22 @@ def test_rows_are_means_of_sets_and_networks(scripts: SimpleNamespace) -> None:
 
 
 def test_pair_measures(scripts: SimpleNamespace) -> None:
-    logits = torch.tensor([[3.0, 2, 0, 0], [0, 0, 5, 4], [0, 1, 9, 0], [0, 0, 1, 2]])
+    logits = torch.tensor([[3.0, 2, 0, 0], [0, 0, 5, 4], [0, 1, 9, 0], [1, 0, 0, 0.5]])
     labels = torch.tensor([0, 3, 1, 3])
     measures = scripts.run.pair_measures(True)
-    assert measures["shape"](logits, labels) == 0.75
+    assert measures["shape"](logits, labels) == 0.5
     assert measures["within_pair"](logits, labels) == 0.75
     assert scripts.run.pair_measures(False) == {}
+
+
+def test_a_network_that_diverges_does_not_end_the_others(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(folder: Path, cell: Any) -> Any:
+        raise NonFiniteError("loss became nan")
+
+    monkeypatch.setattr(scripts.run, "full", diverging)
+    assert scripts.run.run(tmp_path, {"kind": "full"}) == {"failed": "loss became nan"}
 
 
 def test_studies_and_their_changes(scripts: SimpleNamespace) -> None:

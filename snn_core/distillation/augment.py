@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch import Tensor
 from snn_core.datasets import augment
 from snn_core.datasets.augment import Augmentation, Draw
 from snn_core.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from snn_core.distillation.config import DistillConfig
 
 Shift = tuple[int, int]
 
@@ -106,3 +110,12 @@ def choose_views(
     return [View(shifts[0])] + [
         View(shift, augmentation, augmentation.draw(generator, 1, size)) for shift in shifts[1:]
     ]
+
+
+def views_of(config: DistillConfig, size: tuple[int, int], *, generator: torch.Generator) -> list[View]:
+    """The views that a configuration asks for, of frames of ``size`` (W, H): every method draws them alike."""
+    shifts = choose_shifts(config.num_shifts, config.max_shift, generator=generator)
+    augmentation = shared_augmentation(
+        flip=config.flip, polarity=config.polarity, time_shift=config.time_shift, drop=config.drop
+    )
+    return choose_views(shifts, augmentation, size, generator=generator)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from snn_core.datasets import FrameDataset
-from snn_core.distillation.augment import choose_shifts, choose_views, shared_augmentation
+from snn_core.distillation.augment import views_of
 from snn_core.distillation.class_ranks import ClassRanks
 from snn_core.distillation.config import DistillConfig
 from snn_core.distillation.densify import choose_layers
@@ -107,23 +107,29 @@ def distill(
         if path is None:
             raise CheckpointError("nothing to resume: no state_path was given")
         run.restore(load_state(path, run.identity()))
+    _iterate(run, path, quiet)
+    return run.result()
+
+
+def _iterate(run: _Run, path: Path | None, quiet: bool) -> None:
+    """All steps that are left, saving where ``path`` says."""
+    total, every = run.config.iterations, run.config.checkpoint_every
     with deferred_interrupt() as interrupted:
-        bar = progress(range(run.iteration, config.iterations), description="distill", quiet=quiet)
+        bar = progress(range(run.iteration, total), description="distill", quiet=quiet)
         started = time.perf_counter() - run.seconds
         for _ in bar:
             record = run.step()
             run.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{record['loss']:.3f}")
-            last = run.iteration == config.iterations
+            last = run.iteration == total
             stop = run.ranks.any(bool(interrupted), run.device)
-            if path is not None and (stop or last or run.iteration % config.checkpoint_every == 0):
+            if path is not None and (stop or last or run.iteration % every == 0):
                 run.save(path)
             if stop and not last:
                 where = f"state saved in {path}, resume to go on" if path else "no state_path, nothing saved"
                 raise InterruptedRunError(
-                    f"distillation interrupted after iteration {run.iteration} of {config.iterations}; {where}"
+                    f"distillation interrupted after iteration {run.iteration} of {total}; {where}"
                 )
-    return run.result()
 
 
 class _Run:
@@ -177,14 +183,10 @@ class _Run:
 
     def _real_features(self, betas: list[float]) -> RealFeatures:
         config, dataset = self.config, self.dataset
-        shifts = choose_shifts(config.num_shifts, config.max_shift, generator=self.generator)
-        augmentation = shared_augmentation(
-            flip=config.flip, polarity=config.polarity, time_shift=config.time_shift, drop=config.drop
-        )
         return RealFeatures(
             dataset,
             self.teachers,
-            choose_views(shifts, augmentation, dataset.sensor_size[:2], generator=self.generator),
+            views_of(config, dataset.sensor_size[:2], generator=self.generator),
             layers=config.layers,
             beta=betas,
             feature_pool=config.feature_pool,

@@ -147,6 +147,8 @@ class DistillConfig(BaseModel):
     def _something_is_matched(self) -> DistillConfig:
         if self.num_shifts > (2 * self.max_shift + 1) ** 2:
             raise ValueError(f"num_shifts: got {self.num_shifts}, max_shift={self.max_shift} has fewer shifts")
+        if self.num_shifts == 1 and (self.flip or self.polarity or self.time_shift or self.drop):
+            raise ValueError("flip, polarity, time_shift, drop: need num_shifts of at least 2, the first view is plain")
         try:
             self.loss()
         except ArgumentError as error:

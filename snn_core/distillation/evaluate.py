@@ -177,21 +177,10 @@ def evaluate_product(
                 curve_points, name=f"network {number + 1} of {count}", quiet=quiet, device=device,
             )
         )  # fmt: skip
-    accuracies = [run.accuracy for run in runs]
-    return Evaluation(
-        accuracies=accuracies,
-        mean=statistics.fmean(accuracies),
-        std=statistics.stdev(accuracies) if count > 1 else 0.0,
-        train_seconds=statistics.fmean(run.seconds for run in runs),
-        samples=len(product),
-        frame_bytes=frame_bytes,
-        file_bytes=file_bytes,
+    return _summary(
+        runs, samples=len(product), frame_bytes=frame_bytes, file_bytes=file_bytes, test_samples=len(test_set),
         steps=training.epochs * math.ceil(len(product) / training.batch_size),
-        test_samples=len(test_set),
-        train_cpu_seconds=statistics.fmean(run.cpu_seconds for run in runs),
-        measures={name: [run.measures[name] for run in runs] for name in measures or {}},
-        curves=[run.curve for run in runs if run.curve],
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,6 +192,21 @@ class _Trained:
     cpu_seconds: float
     measures: dict[str, float]
     curve: list[list[float]]
+
+
+def _summary(runs: list[_Trained], **known: Any) -> Evaluation:
+    """What the networks came to, all together; ``known``: the fields that do not depend on them."""
+    accuracies = [run.accuracy for run in runs]
+    return Evaluation(
+        accuracies=accuracies,
+        mean=statistics.fmean(accuracies),
+        std=statistics.stdev(accuracies) if len(runs) > 1 else 0.0,
+        train_seconds=statistics.fmean(run.seconds for run in runs),
+        train_cpu_seconds=statistics.fmean(run.cpu_seconds for run in runs),
+        measures={name: [run.measures[name] for run in runs] for name in runs[0].measures},
+        curves=[run.curve for run in runs if run.curve],
+        **known,
+    )
 
 
 def _one_network(

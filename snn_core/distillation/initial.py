@@ -46,14 +46,14 @@ def initial_frames(
         raise ArgumentError(f"teachers: init {config.init!r} chooses by a teacher's features, none was given")
     else:
         drawn = int(torch.randint(len(teachers), (1,), generator=generator))
-        features = _time_mean_features(dataset, teachers[drawn].model, config, device)
+        features = time_mean_features(dataset, teachers[drawn].model, config, device)
         select = select_herding if config.init == "herding" else select_k_centre
         chosen = select(features, labels, num_classes, count)
     return formation.encode(dataset.frames[chosen])
 
 
 @torch.no_grad()
-def _time_mean_features(
+def time_mean_features(
     dataset: FrameDataset, model: nn.Module, config: DistillConfig, device: str | torch.device
 ) -> Tensor:
     """Spike features of every layer, averaged over time, each of unit length: ``[num, D]`` on the CPU."""

@@ -101,6 +101,19 @@ def test_what_an_ablation_changes(name, changed):
     assert {key: value for key, value in after.items() if value != before[key]} == changed
 
 
+def test_an_ablation_of_a_loss_in_stages_leaves_no_part_without_a_term():
+    config = make_config(cf_weight=0.0, dm_weight=1.0, dm_stage=(0, 0.5), dft_stage=(0.5, 1))
+    loss = create_method("pace/no-dft").config_of(config).loss()
+    assert (loss.weights["dft"], loss.stages["dm"]) == (0.0, (0.0, 1.0))
+    kept = create_method("pace/no-cf").config_of(config)
+    assert (kept.dm_stage, kept.dft_stage) == ((0.0, 0.5), (0.5, 1.0))
+
+
+def test_augmentation_that_no_view_would_do_is_refused():
+    with pytest.raises(ValueError, match="num_shifts of at least 2"):
+        make_config(num_shifts=1, max_shift=0, drop=0.5)
+
+
 def test_k_centre_starts_in_the_middle_and_takes_the_farthest():
     features = torch.tensor([[0.0], [4.0], [5.0], [9.5], [1.0], [3.0]])
     # class 0: mean 4.6 -> 5 (index 2), farthest 0 (index 0), then 9.5 (index 3); class 1: mean 2, ties to the lower
@@ -185,6 +198,14 @@ def test_gradient_matching_brings_gradients_together(bars, monkeypatch):
     run = gradient_matching._Run(bars, config, 0, torch.device("cpu"), True)
     run.episode(0, False)
     assert sum(run.losses[-5:]) < 0.8 * sum(run.losses[:5])
+
+
+def test_gradient_matching_sees_the_views_that_the_others_see(bars):
+    options = {"iterations": 3, "init": "noise", "num_shifts": 5, "teachers": TEACHERS}
+    plain, seen = (
+        create_method("dc")(bars, make_config(**options, **more), quiet=True) for more in ({}, {"drop": 1.0})
+    )
+    assert not torch.equal(plain.frames, seen.frames)
 
 
 def test_every_method_is_refused_too_few_samples(bars):

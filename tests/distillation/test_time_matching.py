@@ -17,6 +17,7 @@ from snn_core.distillation import (
     temporal_spectrum_loss,
     unit_length,
 )
+from snn_core.distillation.min_max import FrequencyClimb
 from snn_core.errors import ArgumentError
 
 
@@ -160,8 +161,7 @@ def test_bad_settings_are_refused(values):
 def test_learned_frequencies_start_near_the_draws_and_climb_the_loss():
     real, synthetic = (stream.float() for stream in streams(D=6))
     loss = SpatioTemporalMatching(mu=0, sigma=0.5, learn_frequencies=True)
-    loss.prepare_layer(0, 6)
-    climb = torch.optim.Adam(loss.parameters(), 0.1, maximize=True)
+    climb = FrequencyClimb(loss, [[6]], 1, 0.1, torch.device("cpu"))
     values = []
     for _ in range(15):
         climb.zero_grad()

@@ -1,4 +1,4 @@
-"""What every method shares: the interface, the product made of its frames, features to select by."""
+"""What every method shares: the interface, the product made of its frames."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import os
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import snn_core
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.config import DistillConfig
-from snn_core.distillation.densify import collect_features
 from snn_core.distillation.product import DistilledDataset, Provenance
 from snn_core.distillation.teachers import TeacherPool
 from snn_core.errors import ArgumentError
-
-_CHUNK = 50  # samples a forward pass
 
 
 class CondensationMethod(Protocol):
@@ -94,17 +91,3 @@ def required(teachers: TeacherPool | None, name: str) -> TeacherPool:
     if teachers is None:
         raise ArgumentError(f"teachers: method {name!r} needs a pool, see train_teachers")
     return teachers
-
-
-@torch.no_grad()
-def time_mean_features(
-    dataset: FrameDataset, model: nn.Module, config: DistillConfig, device: str | torch.device
-) -> Tensor:
-    """Time-averaged spike features of every layer, each of unit length, concatenated: ``[num, D]`` on the CPU."""
-    parts = []
-    for start in range(0, len(dataset), _CHUNK):
-        frames = dataset.frames[start : start + _CHUNK].transpose(0, 1).to(device).float()
-        layers = collect_features(model, frames, config.layers, beta=0.0, feature_pool=config.feature_pool)
-        means = [nn.functional.normalize(layer.mean(0), dim=1) for layer in layers]
-        parts.append(torch.cat(means, 1).cpu())
-    return torch.cat(parts)

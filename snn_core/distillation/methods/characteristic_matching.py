@@ -32,20 +32,22 @@ class CharacteristicMatching:
 
     Args:
         time_mean: average every sample's features over time first.
-        sigma, num_frequencies, alpha, normalise: as in :class:`snn_core.distillation.SpatioTemporalMatching`.
+        sigma, modulus, num_frequencies, alpha, normalise: as in :class:`snn_core.distillation.SpatioTemporalMatching`.
     """
 
     def __init__(
         self, *, time_mean: bool = False, sigma: float | Literal["auto"] = 3.0, num_frequencies: int = 128,
-        alpha: float = 0.5, normalise: bool = True,
+        alpha: float = 0.5, normalise: bool = True, modulus: float = 0.65,
     ) -> None:  # fmt: skip
         self.time_mean, self.sigma, self.num_frequencies = time_mean, sigma, num_frequencies
-        self.alpha, self.normalise = alpha, normalise
+        self.alpha, self.normalise, self.modulus = alpha, normalise, modulus
 
     def __call__(self, real: Tensor, synthetic: Tensor, *, generator: torch.Generator) -> MatchingTerms:
         """``[T, K, Br, D]`` and ``[T, K, Bs, D]`` -> terms; ``cf`` is ``[K]``. ArgumentError: shapes that differ."""
         real, synthetic = self._timeless(real), self._timeless(synthetic)
-        sigma = sigma_from_data(real, normalise=self.normalise) if isinstance(self.sigma, str) else self.sigma
+        sigma = self.sigma
+        if isinstance(sigma, str):
+            sigma = sigma_from_data(real, modulus=self.modulus, normalise=self.normalise)
         frequencies = draw_frequencies(
             real.shape[-1], self.num_frequencies, sigma, generator=generator, device=real.device
         )
@@ -64,7 +66,8 @@ class CharacteristicMatching:
     def __repr__(self) -> str:
         return (
             f"CharacteristicMatching(time_mean={self.time_mean}, sigma={self.sigma}, "
-            f"num_frequencies={self.num_frequencies}, alpha={self.alpha}, normalise={self.normalise})"
+            f"num_frequencies={self.num_frequencies}, alpha={self.alpha}, normalise={self.normalise}, "
+            f"modulus={self.modulus})"
         )
 
 
@@ -76,7 +79,7 @@ def _method(name: str, time_mean: bool) -> MatchedMethod:
     def loss(config: DistillConfig) -> CharacteristicMatching:
         return CharacteristicMatching(
             time_mean=time_mean, sigma=config.sigma, num_frequencies=config.num_frequencies, alpha=config.alpha,
-            normalise=config.normalise,
+            normalise=config.normalise, modulus=config.modulus,
         )  # fmt: skip
 
     return MatchedMethod(name, change=_spikes, loss=loss)

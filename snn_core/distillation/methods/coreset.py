@@ -11,7 +11,8 @@ from torch import Tensor
 
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.config import DistillConfig
-from snn_core.distillation.methods.base import required, selected_product, time_mean_features
+from snn_core.distillation.initial import time_mean_features
+from snn_core.distillation.methods.base import required, selected_product
 from snn_core.distillation.product import DistilledDataset
 from snn_core.distillation.selection import select_herding, select_k_centre, select_random
 from snn_core.distillation.teachers import TeacherPool

@@ -17,11 +17,8 @@ import torch
 from torch import Tensor
 
 from snn_core.distillation.config import DistillConfig
-from snn_core.distillation.matching import MatchingTerms
+from snn_core.distillation.matching import MatchingTerms, mean_feature_loss
 from snn_core.distillation.methods.matched import MatchedMethod
-from snn_core.errors import ArgumentError
-
-_TINY = 1e-12
 
 
 class DistributionMatching:
@@ -40,17 +37,7 @@ class DistributionMatching:
         Raises:
             ArgumentError: shapes that do not fit each other.
         """
-        if real.ndim != 4 or synthetic.ndim != 4 or real.shape[:2] + real.shape[3:] != (
-            synthetic.shape[:2] + synthetic.shape[3:]
-        ):  # fmt: skip
-            raise ArgumentError(
-                f"real {tuple(real.shape)} and synthetic {tuple(synthetic.shape)}: need [T, K, B, D] of equal T, K, D"
-            )
-        mean_real, mean_synthetic = real.mean(2), synthetic.mean(2)
-        if self.time_mean:
-            mean_real, mean_synthetic = mean_real.mean(0, keepdim=True), mean_synthetic.mean(0, keepdim=True)
-        distance = (mean_real - mean_synthetic).square().sum((0, 2))
-        per_class = real.shape[1] * distance / mean_real.square().sum().clamp_min(_TINY)
+        per_class = mean_feature_loss(real, synthetic, average_time=self.time_mean)
         return MatchingTerms(total=per_class.mean(), per_class={"dm": per_class})
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset
-from snn_core.distillation.augment import choose_shifts, shift_frames
+from snn_core.distillation.augment import views_of
 from snn_core.distillation.config import DistillConfig
 from snn_core.distillation.initial import initial_frames
 from snn_core.distillation.methods.base import make_product
@@ -116,7 +116,7 @@ class _Run:
         self.dataset, self.config, self.seed, self.device, self.time_mean = dataset, config, seed, device, time_mean
         self.classes = class_indices(dataset.labels, dataset.num_classes)
         generator = make_generator(seed, "dc")
-        self.shifts = choose_shifts(config.num_shifts, config.max_shift, generator=generator)
+        self.views = views_of(config, dataset.sensor_size[:2], generator=generator)
         self.formation = config.formation()
         self.formation.check(dataset.frames[:1])
         initial = initial_frames(dataset, config, generator=generator, teachers=teachers, device=device)
@@ -160,7 +160,9 @@ class _Run:
             for _ in range(NETWORK_STEPS):
                 frames = self.formation.decode(self.quantizer().detach())
                 training.zero_grad()
-                self._loss(network, frames, self.labels.repeat_interleave(self.formation.clips)).backward()
+                self._loss(
+                    network, frames.transpose(0, 1), self.labels.repeat_interleave(self.formation.clips)
+                ).backward()
                 training.step()
         self.iteration = min((number + 1) * EPISODE, self.config.iterations)
 
@@ -175,13 +177,13 @@ class _Run:
                 module.momentum = 1.0
         chosen = torch.randint(len(self.dataset), (min(_NORM_BATCH, len(self.dataset)),), generator=generator)
         with torch.no_grad():
-            network.train()(self._real(chosen).transpose(0, 1))
+            network.train()(self._real(chosen))
         return network.eval()
 
     def _match(self, network: nn.Module, generator: torch.Generator, step: int) -> None:
         """One step of the canvas down the distance of the gradients, class by class."""
         config, ipc = self.config, self.config.ipc
-        shift = self.shifts[int(torch.randint(len(self.shifts), (1,), generator=generator))]
+        view = self.views[int(torch.randint(len(self.views), (1,), generator=generator))]
         parameters = list(network.parameters())
         low = config.final_learning_rate
         factor = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
@@ -193,10 +195,10 @@ class _Run:
         for k, group_k in enumerate(self.classes):
             picks = group_k[torch.randint(len(group_k), (config.real_batch,), generator=generator)]
             labels = torch.full((config.real_batch,), k, device=self.device)
-            real = self._loss(network, shift_frames(self._real(picks), shift), labels)
+            real = self._loss(network, view.apply(self._real(picks)), labels)
             wanted = [value.detach() for value in torch.autograd.grad(real, parameters)]
-            own = shift_frames(self.formation.decode(synthetic[k * ipc : (k + 1) * ipc]), shift)
-            loss = self._loss(network, own, labels[:1].expand(len(own)))
+            own = view.apply(self.formation.decode(synthetic[k * ipc : (k + 1) * ipc]).transpose(0, 1))
+            loss = self._loss(network, own, labels[:1].expand(own.shape[1]))
             got = torch.autograd.grad(loss, parameters, create_graph=True)
             distance = gradient_distance(wanted, list(got))
             if not math.isfinite(distance.item()):
@@ -210,14 +212,15 @@ class _Run:
         self.losses.append(total / len(self.classes))
 
     def _loss(self, network: nn.Module, frames: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of frames ``[B, T, 2, H, W]``."""
-        logits = network.forward_steps(frames.transpose(0, 1))  # type: ignore[operator]
+        """Cross-entropy of frames ``[T, B, 2, H, W]``."""
+        logits = network.forward_steps(frames)  # type: ignore[operator]
         if self.time_mean:
             return F.cross_entropy(logits.mean(0), labels)
         return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
 
     def _real(self, indices: Tensor) -> Tensor:
-        return self.dataset.frames[indices].to(self.device).float()
+        """Real frames, time first."""
+        return self.dataset.frames[indices].transpose(0, 1).to(self.device).float()
 
 
 METHODS = {

@@ -7,20 +7,31 @@ from typing import Any
 
 from snn_core.distillation.config import DistillConfig
 from snn_core.distillation.methods.matched import Change, MatchedMethod
+from snn_core.distillation.spatio_temporal import ALWAYS
+from snn_core.errors import ArgumentError
 
 
 def _fixed(**values: Any) -> Change:
     return lambda config: values
 
 
+def _filled(config: DistillConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """``changes``; where they leave a part of a run without any term, the terms that are left count always."""
+    try:
+        config.model_copy(update=changes).loss()
+    except ArgumentError:
+        return changes | {"cf_stage": ALWAYS, "dft_stage": ALWAYS, "dm_stage": ALWAYS}
+    return changes
+
+
 def _no_dft(config: DistillConfig) -> dict[str, Any]:
     others = config.cf_weight or config.dm_weight or config.dm_step_weight
-    return {"mu": 0.0} if others else {"mu": 0.0, "cf_weight": 1.0}
+    return _filled(config, {"mu": 0.0} if others else {"mu": 0.0, "cf_weight": 1.0})
 
 
 def _no_cf(config: DistillConfig) -> dict[str, Any]:
     others = config.mu or config.dm_weight or config.dm_step_weight
-    return {"cf_weight": 0.0} if others else {"cf_weight": 0.0, "mu": 1.0}
+    return _filled(config, {"cf_weight": 0.0} if others else {"cf_weight": 0.0, "mu": 1.0})
 
 
 #: Name after "pace/" -> what it changes. ``no-sdr``: spikes only, in every term. ``amplitude-only``: no phase, in
