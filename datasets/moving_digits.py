@@ -59,6 +59,8 @@ DURATION_US = 320_000
 RENDER_US, STEP_US = 4000, 2000
 BACKGROUND = 0.13  # brightness of black beside that of full ink, 1
 BATCH = 32
+#: Recordings of a split whose boxes are part of the content's hash.
+HASHED = 8
 
 Pictures = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
@@ -98,7 +100,7 @@ class MovingDigitsSource:
         ]
 
     def content_hash(self, split: str) -> str:
-        """SHA-256 of the pictures and of every parameter of the simulation."""
+        """SHA-256 of the pictures, of every parameter of the simulation, and of the boxes of some recordings."""
         check_split(split)
         motion = [
             SET_SEED,
@@ -116,7 +118,11 @@ class MovingDigitsSource:
         arrays = [values.tobytes() for part in NUMBER for values in self._pictures[part]]
         pictures = [hashlib.sha256(values).hexdigest() for values in arrays]
         picture = [pictures, FINE, FRACTION_BITS, WEIGHT_UNIT, BACKGROUND]
-        return sha256_json([SIMULATION_VERSION, self.seed, asdict(SENSOR), motion, picture])
+        # Boxes are computed anew and frames come from a cache: of other paths than these they must not. In 1/8 pixel:
+        # the last bit of a cosine, which may differ from machine to machine, does not count.
+        some = [recording for part in NUMBER for recording in self.recordings(part)[:HASHED]]
+        paths = [np.rint(8 * self.boxes(some, self.step_ends_us(HASHED))).tolist(), self.box_labels(some).tolist()]
+        return sha256_json([SIMULATION_VERSION, self.seed, asdict(SENSOR), motion, picture, paths])
 
     def read(self, recordings: Sequence[Recording]) -> Iterator[NDArray[np.void]]:
         """Events of each recording; simulated in batches, each the same whatever batch it falls in."""

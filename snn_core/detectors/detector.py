@@ -50,8 +50,10 @@ class Detector(nn.Module):
         with seeded(seed, "detector"):
             self.image_head, self.mask_head = ImageHead(info), MaskHead(info, hidden)
         classifier = getattr(getattr(backbone, "vit", None), "get_classifier", None)
-        if classifier is not None:  # no loss reaches it
-            for parameter in classifier().parameters():
+        behind = [] if classifier is None else [classifier()]
+        behind += [getattr(backbone, name, None) for name in getattr(backbone, "head_names", ())]
+        for head in behind:  # no loss reaches what stands behind the features
+            for parameter in () if head is None else head.parameters():
                 parameter.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Detection:
@@ -67,7 +69,7 @@ class Detector(nn.Module):
         return Detection(image, mask, image.new_zeros(()) if balance is None else balance, more.get("adversary"))
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What an optimiser is given: adapters and heads (of a spiking backbone, all)."""
+        """What an optimiser is given: adapters and heads (of a spiking backbone, all but its own head)."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 

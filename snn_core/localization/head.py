@@ -133,6 +133,8 @@ class Localiser(nn.Module):
 
     def detect(self, x_seq: Tensor, *, step: int = -1, **options: float) -> list[Detections]:
         """What is in each of B samples when ``step`` ends; ``options`` as of :func:`decode`."""
+        if x_seq.ndim != 5:
+            raise ArgumentError(f"x_seq has shape {tuple(x_seq.shape)}; expected [T, B, C, H, W]")
         steps, batch, _, height, width = x_seq.shape
         if not -steps <= step < steps:
             raise ArgumentError(f"step must lie in {-steps}..{steps - 1}, got {step}")

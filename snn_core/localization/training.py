@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from snn_core.errors import InterruptedRunError, NonFiniteError
+from snn_core.errors import ArgumentError, InterruptedRunError, NonFiniteError
 from snn_core.interrupt import deferred_interrupt
 from snn_core.localization.average_precision import (
     COCO_THRESHOLDS,
@@ -80,9 +80,12 @@ def train_localiser(
         One record an epoch: mean loss and its parts, seconds.
 
     Raises:
+        ArgumentError: the data set has more classes than the model.
         NonFiniteError: the loss became NaN or infinite.
         InterruptedRunError: Ctrl-C or SIGTERM; nothing is saved.
     """
+    if train_set.num_classes > model.head.num_classes:
+        raise ArgumentError(f"train_set has {train_set.num_classes} classes; the model knows {model.head.num_classes}")
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

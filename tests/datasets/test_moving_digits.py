@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from snn_core.datasets import EVENT_DTYPE, BoxDataset, FrameDataset, data_root, info, load_boxes, open_dataset
-from snn_core.datasets.moving_digit_paths import INK, MOST_OVERLAP, RANGES, _overlap, ink_extents
+from snn_core.datasets.moving_digit_paths import INK, MOST_OVERLAP, RANGES, Crossings, _overlap, ink_extents
 from snn_core.datasets.moving_digits import BACKGROUND, DURATION_US, GROUPS, RENDER_US, STEP_US, MovingDigitsSource
 from snn_core.errors import ArgumentError, DataError
 
@@ -111,6 +111,15 @@ def test_events_do_not_depend_on_the_batch(source: MovingDigitsSource) -> None:
     assert source.recordings("all") == source.recordings("train") + source.recordings("test")
     assert source.boxes([], [0]).shape == (0, 1, 2, 4)
     assert source.box_labels([]).shape == (0, 2)
+
+
+def test_frames_of_other_paths_are_not_taken_from_the_cache(
+    source: MovingDigitsSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, middles = source.content_hash("train"), Crossings.middles
+    assert before == source.content_hash("train")
+    monkeypatch.setattr(Crossings, "middles", lambda self, seconds: middles(self, 1.1 * seconds))
+    assert source.content_hash("train") != before
 
 
 def test_load_boxes_gives_frames_that_fire_inside_the_boxes() -> None:

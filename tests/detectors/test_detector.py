@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn_core.backbones import Backbone, FeatureInfo
+from snn_core.backbones import Backbone, FeatureInfo, create
 from snn_core.detectors import (
     Detection,
     Detector,
@@ -50,6 +50,14 @@ def test_any_backbone_with_features_serves() -> None:
         ImageHead([])
     with pytest.raises(ArgumentError, match="hidden is 0"):
         MaskHead(Steps.feature_info, 0)
+
+
+def test_all_that_trains_beside_a_spiking_backbone_has_a_gradient() -> None:
+    detector = Detector(create("conv-snn", channels=[8, 8], input_size=[16, 16]))
+    found = detector(torch.ones(2, 2, 2, 16, 16, dtype=torch.uint8))
+    detection_loss(found, torch.ones(2), torch.zeros(2, 1, 16, 16)).backward()
+    assert all(parameter.grad is not None for parameter in detector.trained_parameters())
+    assert len(detector.trained_parameters()) == len(list(detector.parameters())) - 2  # the read-out's
 
 
 def test_only_adapters_and_heads_are_optimised_and_change() -> None:

@@ -173,6 +173,10 @@ def test_refused() -> None:
         Localiser(backbone(average_features=True), 3)
     with pytest.raises(ArgumentError, match=r"step must lie in -3\.\.2, got 3"):
         Localiser(backbone(), 3).detect(torch.zeros(3, 1, 2, SIDE, SIDE, dtype=torch.uint8), step=3)
+    with pytest.raises(ArgumentError, match=r"expected \[T, B, C, H, W\]"):
+        Localiser(backbone(), 3).detect(torch.zeros(1, 2, SIDE, SIDE))
+    with pytest.raises(ArgumentError, match="train_set has 2 classes; the model knows 1"):
+        train_localiser(Localiser(backbone(), 1), squares(2, seed=0), LocalizationConfig(), quiet=True)
 
 
 def squares(number: int, seed: int, T: int = 3) -> BoxDataset:
