@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -28,13 +28,18 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
 
-def options_of_other_backbones(values: Any) -> Any:
-    """A configuration whose ``backbone`` is not the default one, without that one's options (before validation)."""
-    if isinstance(values, dict) and values.get("backbone", "conv-snn") != "conv-snn":
-        return {"backbone_options": {}} | values
-    return values
+def options_of_other_backbones(config: AnyConfig) -> AnyConfig:
+    """A validator: where ``backbone`` is not the default one, that one's options are no default either.
+
+    It comes after the fields: what one before them returns is no JSON any more, and strict lists are no tuples then.
+    """
+    fields: Any = config
+    if fields.backbone != "conv-snn" and "backbone_options" not in config.model_fields_set:
+        fields.backbone_options = {}
+    return config
 
 
 class TeacherConfig(BaseModel):
@@ -57,7 +62,7 @@ class TeacherConfig(BaseModel):
     training: TrainingOverrides = Field(default_factory=lambda: {"epochs": 30})
     also: tuple[TeacherConfig, ...] = ()
 
-    _other_backbones = model_validator(mode="before")(options_of_other_backbones)
+    _other_backbones = model_validator(mode="after")(options_of_other_backbones)
 
     @model_validator(mode="after")
     def _snapshots_are_fractions(self) -> TeacherConfig:

@@ -49,7 +49,7 @@ class EvaluationConfig(BaseModel):
         default_factory=lambda: {"learning_rate": 5e-3, "tet_weight": 0.0, "label_smoothing": 0.1}
     )
 
-    _other_backbones = model_validator(mode="before")(options_of_other_backbones)
+    _other_backbones = model_validator(mode="after")(options_of_other_backbones)
 
 
 @dataclass(frozen=True)

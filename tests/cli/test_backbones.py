@@ -43,7 +43,7 @@ def test_prune_another_backbone(capsys: pytest.CaptureFixture[str], tmp_path: Pa
             ["--backbone", "sdt", "--backbone-option", "embed_dim"],
             ["--backbone-option 'embed_dim': expected key=value"],
         ),
-        (["--backbone", "vit_tiny"], ["'vit_tiny' takes pictures", "conv-snn", "spikformer"]),
+        (["--backbone", "vit-tiny"], ["'vit-tiny' takes pictures", "conv-snn", "spikformer"]),
         (["--backbone-option", "features_only=true"], ["features_only"]),
         (["--backbone", "sdt", "--backbone-option", "embed_dim=33"], ["embed_dim is 33; it must be a multiple of 8"]),
     ],
