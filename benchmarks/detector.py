@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Cell, add_json_option, run_cells, summary, write_result
+from common import Cell, add_json_option, code_version, run_cells, summary, write_result
 from detector_task import ARMS, learn
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -175,21 +175,22 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.work
     body: dict[str, Any] = {"model": arguments.model}
+    code = {"code": code_version()}  # a finished cell is of the code it was made with
     if "size" in arguments.parts:
         cells = [
-            {"part": "size", "model": arguments.model, "form": name, "adapters": adapters}
+            {"part": "size", "model": arguments.model, "form": name, "adapters": adapters, **code}
             for name, adapters in (("LoRA experts", EXPERTS), ("LoRA and convolutional experts", BOTH_EXPERTS))
         ]
         body["size"] = run_cells(cells, size, folder, 0, describe=describe)
     if "cost" in arguments.parts:
-        common = {"model": arguments.model, "batch": arguments.batch, "repeats": arguments.repeats, "image_size": 224}
+        common = {"model": arguments.model, "batch": arguments.batch, "repeats": arguments.repeats, "image_size": 224, **code}
         cells = [
             {"part": "cost", "form": form, "adapters": EXPERTS, "device": arguments.device, **common} for form in FORMS
         ]
         # A process for each: the peak is that of the process.
         body["cost"] = run_cells(cells, cost, folder, 1, fresh=True, describe=describe)
     if "learning" in arguments.parts:
-        names = {"steps": arguments.steps, "pretraining_steps": arguments.pretraining_steps, "lr": arguments.lr}
+        names = {"steps": arguments.steps, "pretraining_steps": arguments.pretraining_steps, "lr": arguments.lr, **code}
         cells = [{"part": "learning", "seed": seed, **names} for seed in range(arguments.seeds)]
         done = run_cells(cells, learn, folder, arguments.processes, describe=describe)
         body["learning"] = {"cells": done, "summary": paired([cell["result"] for cell in done])}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_json_option, run_cells, write_result
+from common import add_json_option, code_version, run_cells, write_result
 from source_tree import ROOT
 from torch import Tensor
 
@@ -181,7 +181,7 @@ def main() -> None:
     how = {"network": NETWORK, "head_channels": HEAD_CHANNELS, "config": LocalizationConfig().model_dump()}
     train, test = parts(setting)  # builds the frames once, before several processes want them
     print(f"{train}\n{test}", flush=True)
-    key = sha256_json([setting, how, train.frames.content_key, test.frames.content_key])[:12]
+    key = sha256_json([code_version(), setting, how, train.frames.content_key, test.frames.content_key])[:12]
     folder = arguments.work / key
     cells = [setting | {"seed": seed} for seed in arguments.seeds]
     done = run_cells(

@@ -118,6 +118,7 @@ def test_scores() -> None:
     image, mask = torch.tensor([2.0, -1, -2, 1]), truth.roll(1, -1) - 0.5
     found = scores(image, mask, forged, truth)
     assert found == {"accuracy": 0.5, "auc": 0.75, "f1": 0.5, "iou": pytest.approx(1 / 3)}
+    assert scores(torch.zeros(4), mask, forged, truth)["auc"] == 0.5  # ties are no answer
 
 
 def test_fit_refuses_what_cannot_be_trained() -> None:
