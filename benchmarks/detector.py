@@ -183,7 +183,13 @@ def main() -> None:
         ]
         body["size"] = run_cells(cells, size, folder, 0, describe=describe)
     if "cost" in arguments.parts:
-        common = {"model": arguments.model, "batch": arguments.batch, "repeats": arguments.repeats, "image_size": 224, **code}
+        common = {
+            "model": arguments.model,
+            "batch": arguments.batch,
+            "repeats": arguments.repeats,
+            "image_size": 224,
+            **code,
+        }
         cells = [
             {"part": "cost", "form": form, "adapters": EXPERTS, "device": arguments.device, **common} for form in FORMS
         ]
