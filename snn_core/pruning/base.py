@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snn_core.errors import ArgumentError, CheckpointError
+from snn_core.errors import ArgumentError
 from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.distributed import Ranks, inner_model
-from snn_core.pruning.groups import BlockGroup, PrunedLayer, group_by_pattern
+from snn_core.pruning.groups import BlockGroup, PrunedLayer, WeightValues, group_by_pattern
 from snn_core.pruning.layers import LayerReport, select_layers
 from snn_core.pruning.masking import MaskHook, RestoreHook, StraightThrough, clear_dropped, take_over
-from snn_core.pruning.optimizer_link import OptimizerLink
+from snn_core.pruning.optimizer_link import OptimizerLink, check_held
 from snn_core.pruning.schedule import Schedule, schedule_at, warn_of_an_early_end
-from snn_core.pruning.state import check_identity, decode, encode, saved_masks
+from snn_core.pruning.state import encode, read_state
 from snn_core.pruning.statistics import flipped_fraction
 from snn_core.sparsity import MaskedLayer, NMPattern, check_nm
 
@@ -91,7 +91,8 @@ class NMPruner(ABC):
         self._ranks = Ranks(model, distributed)
         self._link: OptimizerLink | None = None
         self._handles: list[RemovableHandle] = []
-        self._evaluation: tuple[Any, dict[str, Tensor]] | None = None
+        self._evaluation: dict[str, Tensor] | None = None  # the masks it uses, of the weights in _values_of
+        self._values_of: dict[str, WeightValues] = {}
         self._reported: dict[str, Tensor] | None = None  # the masks of the last metrics()
         self._resumed_total_steps = 0
         self._finalized = False
@@ -147,13 +148,7 @@ class NMPruner(ABC):
             raise ArgumentError(f"total_steps must be a positive integer, got {total_steps!r}")
         if self._resumed_total_steps not in (0, total_steps):
             raise ArgumentError(f"total_steps: the loaded state is of {self._resumed_total_steps}, got {total_steps}")
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        inside = {id(parameter) for parameter in model.parameters()}
-        for layer in self.layers:
-            if id(layer.weight) not in inside:
-                raise ArgumentError(f"model: does not contain layer {layer.name!r}, which this pruner is attached to")
-            if id(layer.weight) not in held:
-                raise ArgumentError(f"optimizer: does not hold the weight of pruned layer {layer.name!r}")
+        check_held(model, optimizer, self.layers)
         if self._link is not None:
             self._link.remove()
         self._link = OptimizerLink(optimizer, self.layers, self._on_gradients, self._after_optimizer_step)
@@ -224,11 +219,7 @@ class NMPruner(ABC):
         """Layer name -> boolean mask that evaluation uses now (final after the freeze). Exactly N of M are true."""
         if self.frozen:
             return {layer.name: layer.mask for layer in self.layers if layer.mask is not None}
-        versions = [(layer.weight._version, layer.weight.device) for layer in self.layers]
-        if self._evaluation is None or self._evaluation[0] != versions:
-            with torch.no_grad():
-                self._evaluation = (versions, self._evaluation_masks())
-        return self._evaluation[1]
+        return self._masks_for(self.layers)
 
     @property
     def patterns(self) -> dict[str, str]:
@@ -266,25 +257,13 @@ class NMPruner(ABC):
             CheckpointError: the state is of another method, pattern, config, set of layers or length of run, of a
                 search while this pruner's masks are final, or incomplete.
         """
-        try:
-            total_steps = check_identity(decode(state["identity"]), self._identity())
-            steps_done, frozen = int(state["steps_done"]), bool(state["frozen"])
-            if self.frozen and not frozen:
-                raise CheckpointError("pruning state is of a search, but this pruner's masks are final: make a new one")
-            masks = saved_masks(state, "mask", self.layers) if frozen else None
-            has_reported = any(name.startswith("reported/") for name in state)
-            reported = saved_masks(state, "reported", self.layers) if has_reported else None
-            self._load_method_state(state)
-        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"pruning state is incomplete or damaged: {error}") from error
-        self.steps_done, self._resumed_total_steps = steps_done, total_steps
-        self._evaluation, self._reported = None, reported
+        saved = read_state(state, self._identity(), self.layers, self._load_method_state, frozen=self.frozen)
+        self.steps_done, self._resumed_total_steps = saved.steps_done, saved.total_steps
+        self._evaluation, self._reported = None, saved.reported
         for layer in self.layers:
             layer.forget_step()
-        if masks is not None:
-            self._freeze(masks)
+        if saved.masks is not None:
+            self._freeze(saved.masks)
         if self._link is not None:
             self._link.note_weights()
 
@@ -311,15 +290,23 @@ class NMPruner(ABC):
         weight = layer.weight
         layer.called = True
         if not layer.module.training:
-            return StraightThrough.apply(weight, weight.detach() * self.masks[layer.name])
-        if layer.drawn is None or layer.drawn.device != weight.device:
+            return StraightThrough.apply(weight, weight.detach() * self._masks_for([layer])[layer.name])
+        known = layer.drawn is not None and layer.drawn.device == weight.device
+        if not known:
             self._draw()
         assert layer.drawn is not None
-        if not layer.has_effective(weight):
-            layer.effective = self._apply_mask(weight.detach(), layer.drawn)
-            layer.effective_of, layer.effective_version = weight, weight._version
+        if layer.effective is None or (known and layer.effective_of != layer.values()):
+            layer.keep_effective(self._apply_mask(weight.detach(), layer.drawn))
         assert layer.effective is not None
         return StraightThrough.apply(weight, layer.effective)
+
+    def _masks_for(self, layers: list[PrunedLayer]) -> dict[str, Tensor]:
+        """The masks of evaluation in the search phase, made anew where the weight of one of ``layers`` has changed."""
+        if self._evaluation is None or any(self._values_of[layer.name] != layer.values() for layer in layers):
+            with torch.no_grad():
+                self._evaluation = self._evaluation_masks()
+            self._values_of = {layer.name: layer.values() for layer in self.layers}
+        return self._evaluation
 
     def _apply_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
         beta = self.schedule().beta

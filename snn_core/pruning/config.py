@@ -30,15 +30,14 @@ class PruneConfig(BaseModel):
     include: tuple[str, ...] | None = Field(
         default=None,
         strict=False,
-        description="names of layers to prune (shell wildcards); none: all but the first and the last",
+        description="names of layers to prune (shell wildcards); none: all; of the first and the last layer only a "
+        "name in full, without wildcards, counts",
     )
     exclude: tuple[str, ...] = Field(
         default=(), strict=False, description="names of layers that stay dense (shell wildcards)"
     )
-    keep_first_dense: bool = Field(
-        default=True, description="leave the first layer dense unless it is included by name"
-    )
-    keep_last_dense: bool = Field(default=True, description="leave the last layer dense unless it is included by name")
+    keep_first_dense: bool = Field(default=True, description="leave the first layer dense unless it is named in full")
+    keep_last_dense: bool = Field(default=True, description="leave the last layer dense unless it is named in full")
     freeze: float = Field(default=0.8, ge=0, le=1, description="fraction of the steps after which the masks are final")
     seed: int = Field(default=0, ge=0, description="of the mask draws")
 

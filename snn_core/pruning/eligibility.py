@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from snn_core.errors import ArgumentError
+from snn_core.pruning.masking import CopyableHook
 
 
 def is_neuron(module: nn.Module) -> bool:
@@ -139,11 +140,11 @@ class CreditCapture:
         self._behind_all = self.neuron is not None and order.index(self.neuron) < order.index(module)
         self._neuron_shape: tuple[int, ...] = ()
         self.handles: list[RemovableHandle] = [
-            module.register_forward_pre_hook(_CopyableHook(self._before_layer)),
-            module.register_forward_hook(_CopyableHook(self._after_layer)),
+            module.register_forward_pre_hook(CopyableHook(self._before_layer)),
+            module.register_forward_hook(CopyableHook(self._after_layer)),
         ]
         if self.neuron is not None:
-            self.handles.append(self.neuron.register_forward_pre_hook(_CopyableHook(self._before_neuron)))
+            self.handles.append(self.neuron.register_forward_pre_hook(CopyableHook(self._before_neuron)))
 
     def take(self) -> Tensor | None:
         """Credit with its sign, in the weight's shape, of all backward passes since the last call; None without any."""
@@ -270,20 +271,6 @@ class CreditCapture:
                 "its input must be [T, B, ...] or [T * B, ...]"
             )
         return steps
-
-
-class _CopyableHook:
-    """A hook that does nothing in a copy of the model."""
-
-    def __init__(self, call: Any = None) -> None:
-        self.call = None if call is None else torch.compiler.disable(call)
-
-    def __call__(self, *arguments: Any) -> None:
-        if self.call is not None:
-            self.call(*arguments)
-
-    def __reduce__(self) -> tuple[type[_CopyableHook], tuple[()]]:
-        return _CopyableHook, ()
 
 
 def standardise(columns: Tensor) -> Tensor:

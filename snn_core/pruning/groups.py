@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,27 @@ from torch import Tensor, nn
 from snn_core.errors import ArgumentError, NonFiniteError
 from snn_core.kernels.topk_sampler import hard_topk
 from snn_core.sparsity import NMPattern, to_blocks
+
+
+class WeightValues(NamedTuple):
+    """What tells the values of a weight from those of another moment.
+
+    A write through ``weight.data`` (swapped averages of weights, clipping) and ``module.to()`` raise no version: hence
+    the sum, and the type and place. The sum stays where the weight is: only a comparison waits for a GPU.
+    """
+
+    identity: int
+    version: int
+    dtype: torch.dtype
+    device: torch.device
+    total: Tensor | float
+
+    @classmethod
+    def of(cls, weight: Tensor) -> WeightValues:
+        """Of a weight as it is now."""
+        wide = torch.float32 if weight.element_size() < 4 else None
+        total = 0.0 if weight.device.type == "meta" else weight.detach().sum(dtype=wide)
+        return cls(id(weight), weight._version, weight.dtype, weight.device, total)
 
 
 @dataclass(eq=False)
@@ -23,7 +45,7 @@ class PrunedLayer:
         columns: its place among the blocks of its group.
         mask: final boolean mask of the weight's shape once frozen, else None.
         drawn: mask of the present training step, or None.
-        effective: the masked weight of the present step, made from ``effective_of`` at version ``effective_version``.
+        effective: the masked weight of the present step, made from the values ``effective_of``.
         called: whether the layer was ever called; a model that uses its weight directly cannot be pruned there.
     """
 
@@ -34,8 +56,7 @@ class PrunedLayer:
     mask: Tensor | None = None
     drawn: Tensor | None = None
     effective: Tensor | None = None
-    effective_of: Tensor | None = None
-    effective_version: int = -1
+    effective_of: WeightValues | None = None
     called: bool = False
 
     @property
@@ -58,12 +79,13 @@ class PrunedLayer:
                 "directly, so its mask cannot take part; exclude it"
             )
 
-    def has_effective(self, weight: Tensor) -> bool:
-        """Whether :attr:`effective` is of these values; ``module.to()`` changes them without a new version."""
-        made, now = self.effective, weight._version
-        if made is None or self.effective_of is not weight or self.effective_version != now:
-            return False
-        return made.device == weight.device and made.dtype == weight.dtype
+    def values(self) -> WeightValues:
+        """What its weight holds now, so far as a pass over it tells."""
+        return WeightValues.of(self.weight)
+
+    def keep_effective(self, effective: Tensor) -> None:
+        """Use this masked weight until the weight changes or the step ends."""
+        self.effective, self.effective_of = effective, self.values()
 
     def forget_step(self) -> None:
         """Drop what belongs to one training step."""

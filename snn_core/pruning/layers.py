@@ -69,7 +69,7 @@ def select_layers(
     reports = []
     for position, (name, module) in enumerate(layers):
         included = include is not None and _matches(name, include)
-        named = included or name in layer_patterns
+        named = name in layer_patterns or name in (include or ())
         own = next((value for glob, value in layer_patterns.items() if fnmatchcase(name, glob)), str(pattern))
         if _matches(name, exclude):
             reason = "excluded"

@@ -3,7 +3,8 @@
 Kao, Yazdanbakhsh, Subramanian, Agrawal, Evci, Krishna: "Training Recipe for N:M Structured Sparsity with Decaying
 Pruning Mask", 2022 (arXiv 2209.07617), "pruning mask decay": forward with ``w * (m + beta (1 - m))``, beta falling
 linearly from 1 to 0, the gradient straight through to the dense weights. The same authors call it MdGf-Linear in
-"Progressive Gradient Flow for Robust N:M Sparsity Training in Transformers" (arXiv 2402.04744).
+"Progressive Gradient Flow for Robust N:M Sparsity Training in Transformers" (arXiv 2402.04744); their exponential decay
+(MdGf-Exponential) is not implemented.
 
 Ours differs: beta falls over the first half of the steps (they set a rate per step), and the masks are final after
 ``freeze`` of the steps, so that this is SpikeNM with its option ``mask_decay`` but without sampler, EID and pull.

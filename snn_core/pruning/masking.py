@@ -112,6 +112,20 @@ class SnapshotMask:
         self.version = version
 
 
+class CopyableHook:
+    """A hook that does nothing in a copy of the model."""
+
+    def __init__(self, call: Any = None) -> None:
+        self.call = None if call is None else torch.compiler.disable(call)
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.call is not None:
+            self.call(*arguments)
+
+    def __reduce__(self) -> tuple[type[CopyableHook], tuple[()]]:
+        return CopyableHook, ()
+
+
 def take_over(module: nn.Module, name: str) -> None:
     """Take the hooks of a :class:`SnapshotMask` off a layer that is pruned anew, and warn where a pruner is at it."""
     if any(isinstance(hook, MaskHook) for hook in module._forward_pre_hooks.values()):

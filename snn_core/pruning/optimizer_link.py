@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from snn_core.errors import ArgumentError
 from snn_core.pruning.groups import PrunedLayer
+from snn_core.pruning.masking import CopyableHook
 
 
 class OptimizerLink:
@@ -43,6 +45,11 @@ class OptimizerLink:
             optimizer.register_step_pre_hook(self._pre_hook),
             optimizer.register_step_post_hook(lambda *_: self._after()),
         ]
+        # Weights that were loaded are no sign of another optimiser.
+        self._handles += [
+            layer.module.register_load_state_dict_post_hook(CopyableHook(partial(self._note_weight, position)))
+            for position, layer in enumerate(layers)
+        ]
         self.note_weights()
 
     def remove(self) -> None:
@@ -55,6 +62,11 @@ class OptimizerLink:
         """A step is over: the weights as they are now."""
         self.stepped = False
         self._weights = [(layer.weight, layer.weight._version) for layer in self.layers]
+
+    def _note_weight(self, position: int, *_: Any) -> None:
+        weight = self.layers[position].weight
+        if weight is self._weights[position][0]:
+            self._weights[position] = (weight, weight._version)
 
     def check_weights(self) -> None:
         """Raise ArgumentError unless the weights are still those noted, and only this optimiser has changed them."""
@@ -90,6 +102,17 @@ class OptimizerLink:
         if _unscale_gradients(self.optimizer):
             first, self.stepped = not self.stepped, True
             self._before(first)
+
+
+def check_held(model: nn.Module, optimizer: torch.optim.Optimizer, layers: list[PrunedLayer]) -> None:
+    """Raise ArgumentError unless ``model`` contains the layers and ``optimizer`` trains their weights."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    inside = {id(parameter) for parameter in model.parameters()}
+    for layer in layers:
+        if id(layer.weight) not in inside:
+            raise ArgumentError(f"model: does not contain layer {layer.name!r}, which this pruner is attached to")
+        if id(layer.weight) not in held:
+            raise ArgumentError(f"optimizer: does not hold the weight of pruned layer {layer.name!r}")
 
 
 def _unscale_gradients(optimizer: torch.optim.Optimizer) -> bool:

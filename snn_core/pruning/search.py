@@ -78,8 +78,8 @@ class GroupSearch:
             options = KeyOptions(
                 self.group.pattern.n, schedule.kappa, self._rho(layer), schedule.eta, self._seeds[layer.name], step
             )
-            layer.effective, layer.drawn = self._masked(layer, options, schedule.beta)
-            layer.effective_of, layer.effective_version = layer.weight, layer.weight._version
+            effective, layer.drawn = self._masked(layer, options, schedule.beta)
+            layer.keep_effective(effective)
             self._keys[layer.name] = options
 
     def evaluation_mask(self, layer: PrunedLayer, schedule: Schedule) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,3 +60,44 @@ def saved_masks(state: dict[str, Tensor], prefix: str, layers: list[PrunedLayer]
             raise ValueError(f"{prefix}/{layer.name} is {mask.dtype} {list(mask.shape)}, not {expected}")
         masks[layer.name] = mask
     return masks
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What every method's state holds.
+
+    Attributes:
+        total_steps, steps_done: length of the run, and how much of it is done.
+        masks: the final ones, by layer name; None in the search phase.
+        reported: those that the next figures count flips from; None before :meth:`NMPruner.begin`.
+    """
+
+    total_steps: int
+    steps_done: int
+    masks: dict[str, Tensor] | None
+    reported: dict[str, Tensor] | None
+
+
+def read_state(
+    state: dict[str, Tensor], identity: dict[str, Any], layers: list[PrunedLayer],
+    load_method: Callable[[dict[str, Tensor]], None], *, frozen: bool,
+) -> SavedState:  # fmt: skip
+    """Check a state and take it apart; ``load_method`` takes what is the method's own, once all else is found good.
+
+    Raises:
+        CheckpointError: it is of another run, of a search while this pruner is ``frozen``, incomplete or damaged.
+    """
+    try:
+        total_steps = check_identity(decode(state["identity"]), identity)
+        steps_done, final = int(state["steps_done"]), bool(state["frozen"])
+        if frozen and not final:
+            raise CheckpointError("pruning state is of a search, but this pruner's masks are final: make a new one")
+        masks = saved_masks(state, "mask", layers) if final else None
+        has_reported = any(name.startswith("reported/") for name in state)
+        reported = saved_masks(state, "reported", layers) if has_reported else None
+        load_method(state)
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"pruning state is incomplete or damaged: {error}") from error
+    return SavedState(total_steps, steps_done, masks, reported)

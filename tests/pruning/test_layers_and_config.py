@@ -46,6 +46,15 @@ def test_include_by_name_beats_first_and_last_but_not_exclude():
     assert states(pruner)["4"] == ("dense", "not included")
 
 
+def test_wildcards_do_not_reach_the_first_and_last_layer():
+    """As in layer_patterns: who writes "*" means all layers that are pruned at all."""
+    pruner = SpikeNMPruner(make_model(), config=NO_EID, include=["*", "5"])
+    assert [layer.name for layer in pruner.layers] == ["1", "2", "4", "5"]
+    assert states(pruner)["0"] == ("dense", "first layer")
+    every = PruneConfig(eid_weight=0, keep_first_dense=False)
+    assert states(SpikeNMPruner(make_model(), config=every, include=["*"]))["0"] == ("pruned", "")
+
+
 def test_grouped_convolution_counts_channels_of_one_group():
     model = nn.Sequential(nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, groups=8))
     config = PruneConfig(keep_first_dense=False, keep_last_dense=False, eid_weight=0)

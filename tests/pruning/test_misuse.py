@@ -81,6 +81,39 @@ def test_a_conversion_between_two_passes_of_a_step_is_seen():
     assert model(make_x(0, torch.float64)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("method", ["spikenm", "sr-ste"])
+def test_weights_written_behind_autograd_are_seen(method):
+    """``.data`` raises no version: averages of weights are swapped in so, for an evaluation and back."""
+    model, _, pruner = start(method)
+    other, _, other_pruner = start(method)
+    layer, eye = model[2], torch.eye(16)
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        other[2].weight.copy_(weight)
+        model.eval()(make_x(0))
+        layer.weight.data.copy_(weight)
+        expected = weight * other_pruner.masks["2"]
+        assert torch.equal(layer(eye), nn.functional.linear(eye, expected, layer.bias))
+        model.train()(make_x(0))
+        drawn = pruner.layers[0].drawn
+        layer.weight.data.neg_()
+        beta = pruner.schedule().beta
+        expected = torch.where(drawn, -weight, -weight * beta if beta else torch.zeros(()))
+        assert torch.equal(layer(eye), nn.functional.linear(eye, expected, layer.bias))  # still the step's mask
+
+
+def test_a_checkpoint_loaded_before_a_skipped_step_is_no_other_optimizer():
+    model, optimizer, pruner = start()
+    train(model, optimizer, pruner, range(2))
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    pruner.step()  # a gradient scaler left the optimiser's step out
+    assert pruner.steps_done == 2
+    with torch.no_grad():
+        model[2].weight.add_(1)
+    with pytest.raises(ArgumentError, match="'2' was changed"):
+        pruner.step()
+
+
 @pytest.mark.parametrize("count", [True, False])
 def test_an_early_end_is_said(count):
     model, optimizer, pruner = start()
