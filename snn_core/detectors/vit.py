@@ -236,11 +236,16 @@ class FrozenViT(Backbone):
             raise ArgumentError(f"x has pictures of {list(size)}; allowed: multiples of the patch {list(patch)}")
 
     def train(self, mode: bool = True) -> FrozenViT:
-        """As ``nn.Module.train``; what is frozen stays in evaluation mode (dropout, batch norm of a stem)."""
+        """As ``nn.Module.train`` for what trains: adapters, and the classifier with the dropout before it.
+
+        What is frozen stays in evaluation mode, wherever adapters stand in it: dropout, stochastic depth, batch norm of
+        a stem. What has no parameters goes with the module that it is a part of.
+        """
         super().train(mode)
-        for module in self.vit.modules():
-            if not any(parameter.requires_grad for parameter in module.parameters()):
-                module.training = False
+        _follow(self.vit, mode, False)
+        classifier = list(self.vit.get_classifier().parameters())
+        if isinstance(getattr(self.vit, "head_drop", None), nn.Module):
+            self.vit.head_drop.train(mode and any(parameter.requires_grad for parameter in classifier))
         return self
 
     def compressed_layers(self) -> dict[str, FrozenLinear]:
@@ -262,6 +267,16 @@ class FrozenViT(Backbone):
         return f"model={self.model_name!r}, pattern={self.pattern}, adapters={self.adapter_specs}"
 
 
+def _follow(module: nn.Module, mode: bool, trains: bool) -> None:
+    """Training mode for what trains whole, adapters in it left aside; ``trains``: whether the module around it does."""
+    own = [value for name, value in module.named_parameters() if ".adapters." not in f".{name}"]
+    trains = all(value.requires_grad for value in own) if own else trains
+    module.training = mode and trains
+    for name, child in module.named_children():
+        inside = isinstance(module, forms.Beside) and name == "adapters"
+        child.train(mode) if inside else _follow(child, mode, trains)
+
+
 def _indices(given: Sequence[int] | None, depth: int) -> list[int]:
     if given is None:
         parts = min(4, depth)
@@ -274,9 +289,13 @@ def _indices(given: Sequence[int] | None, depth: int) -> list[int]:
 
 
 def _classifier(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Beginnings of the names of a classifier that does not fit: it was trained for other classes."""
-    shapes = [
+    """Beginnings of the names of a classifier that is left out: of other classes, not wanted, or not there.
+
+    One whose common parts fit is wanted whole, so that what it lacks is said.
+    """
+    wanted, found = (
         {name: value.shape for name, value in tensors.items() if name.startswith("head")}
         for tensors in (expected, given)
-    ]
-    return () if shapes[0] == shapes[1] else ("head",)
+    )
+    other = any(wanted[name] != found[name] for name in wanted.keys() & found.keys())
+    return ("head",) if other or not wanted or not found else ()

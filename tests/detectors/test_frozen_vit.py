@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from snn_core.backbones import FeatureInfo, create, list_backbones
 from snn_core.detectors import FrozenLinear, FrozenViT, compress_by_wanda, footprint, freeze, list_models
+from snn_core.detectors.adapters import Adapter
 from snn_core.detectors.timm_models import import_timm
 from snn_core.errors import ArgumentError, BackendUnavailableError, CheckpointError, DataError
 from snn_core.kernels.nm_compress import CompressedNM, check_nm, nm_mask_by_magnitude
@@ -106,6 +107,24 @@ def test_only_what_may_train_has_gradients(pictures: Tensor) -> None:
     assert trained == {name for name, value in vit.named_parameters() if value.requires_grad}
     assert all(".adapters." in name or name.startswith("vit.head.") for name in trained)
     assert not any(module.training for name, module in vit.vit.named_modules() if name.endswith("drop_path1"))
+
+
+def test_frozen_parts_have_no_dropout_wherever_adapters_stand(pictures: Tensor) -> None:
+    rates = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.5)
+    vit = tiny(adapters=["lora", "mixture"], model_options=TINY["model_options"] | rates)
+    features = vit.eval().forward_features(pictures)
+    assert all(map(torch.equal, vit.train().forward_features(pictures), features))  # new adapters add zeros
+    trained = [module for module in vit.modules() if isinstance(module, Adapter)]
+    assert len(trained) == 8
+    assert all(module.training for adapter in trained for module in adapter.modules())
+    assert vit.vit.head_drop.training
+    assert vit.vit.head.training
+    assert not torch.equal(vit(pictures), vit(pictures)), "the classifier trains, and so does the dropout before it"
+    assert not any(module.training for module in vit.eval().modules())
+    frozen = tiny(num_classes=0, model_options=TINY["model_options"] | rates).train()
+    assert torch.equal(frozen(pictures), frozen(pictures))
+    unfrozen = tiny(pattern=None, model_options=TINY["model_options"] | rates).requires_grad_(True)
+    assert all(module.training for module in unfrozen.train().modules())
 
 
 def test_gradient_reaches_the_picture_as_through_the_masked_dense_network(pictures: Tensor) -> None:
@@ -208,6 +227,12 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
         r"blocks.0.attn.proj.weight [8, 8], the model has [32, 32]",
     ):
         assert part in str(caught.value)
+    state = tiny(pattern=None, num_classes=7).vit.state_dict()
+    bias = state.pop("head.bias")
+    with pytest.raises(CheckpointError, match=r"missing: head\.bias; unexpected: none"):
+        tiny(pretrained=state, num_classes=7)
+    with pytest.raises(CheckpointError, match=r"unexpected: head\.extra"):
+        tiny(pretrained=state | {"head.bias": bias, "head.extra": bias}, num_classes=7)
     with pytest.raises(CheckpointError, match="no such file"):
         tiny(pretrained=tmp_path / "missing.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"no")
