@@ -19,7 +19,6 @@ import argparse
 import functools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,11 @@ from distillation_report import plot, show
 from distillation_run import data_facts, free_data, run
 from distillation_statistics import flatten, production, tabulate
 from distillation_studies import OTHER_NETWORKS, STUDIES, Study, get_study
+from studies import make_all
 
 from snn_core.backbones import list_backbones
 from snn_core.distillation import list_methods
-from snn_core.errors import DataError, InterruptedRunError
+from snn_core.errors import InterruptedRunError
 
 #: Of a cell, what all cells of a study share.
 _SHARED = ("data", "tuning", "code", "keys", "device", "settings", "evaluation", "training", "teachers", "pairs")
@@ -273,16 +273,8 @@ def main() -> int:
     if arguments.show:
         print(json.dumps(vars(get_study(arguments.show)), indent=2))
         return 0
-    code = 0
-    make: Callable[[Study, argparse.Namespace], bool] = measure_cost if arguments.cost else make_study
-    for study in chosen(arguments):
-        try:
-            if not make(study, arguments):
-                return 130
-        except DataError as error:
-            print(f"left out: {study.name}: {error}", file=sys.stderr)
-            code = 1
-    return code
+    make = measure_cost if arguments.cost else make_study
+    return make_all(chosen(arguments), lambda study: make(study, arguments))
 
 
 if __name__ == "__main__":

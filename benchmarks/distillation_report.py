@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from studies import Row, difference, formatted, save_plots
 
 
 def show(name: str, body: Row) -> None:
@@ -19,8 +19,8 @@ def show(name: str, body: Row) -> None:
           + " ".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)))  # fmt: skip
     for row in body["rows"]:
         cells = (
-            _mean(row["accuracy"]["mean"], row["sets"]), _number(row.get("fraction_of_full"), ".3f"),
-            _points(row.get("minus_random")), _points(row.get("minus_herding")), _difference(row.get("pace_minus")),
+            _mean(row["accuracy"]["mean"], row["sets"]), formatted(row.get("fraction_of_full"), ".3f"),
+            _points(row.get("minus_random")), _points(row.get("minus_herding")), difference(row.get("pace_minus"), 1),
             _percent(row.get("shape")), _percent(row.get("within_pair")), f"{row['train_seconds']:.2f}",
             f"{row['frame_bytes']:,}",
         )  # fmt: skip
@@ -39,10 +39,6 @@ def show(name: str, body: Row) -> None:
         print(f"failed: {cell.get('method', cell['kind'])}: {cell['result']['failed']}")
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _points(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f}"
 
@@ -55,37 +51,12 @@ def _mean(mean: float, sets: Row) -> str:
     return f"{100 * mean:.1f} ± {100 * sets['std']:.1f} ({sets['count']})"
 
 
-def _difference(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.1f}"
-    text = f"{100 * row['mean']:+.1f}{error} ({row['count']})"
-    return text if row["lower_95"] is None else f"{text} > {100 * row['lower_95']:+.1f}"
-
-
 def plot(folder: Path, name: str, body: Row) -> list[Path]:
     """Accuracy of every method, accuracy against training time, and transfer; as NAME_*.svg. Their paths.
 
     Nothing without matplotlib, which it says, or without a finished part.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plots: matplotlib is not installed")
-        return []
-    matplotlib.use("Agg")
-    # Text as text, and no date: the same result gives the same file.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "snn_core"})
-    made = []
-    for draw, kind in ((_accuracies, "accuracy"), (_curves, "time"), (_transfer, "transfer")):
-        figure = draw(body)
-        if figure is not None:
-            path = folder / f"{name}_{kind}.svg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-            print(f"wrote {path}")
-            made.append(path)
-    return made
+    return save_plots(folder, name, body, {"accuracy": _accuracies, "time": _curves, "transfer": _transfer})
 
 
 def _protocol(body: Row) -> str | None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import Cell
 from torch import Tensor
@@ -38,7 +39,18 @@ def _load(what: str, split: str) -> FrameDataset:
 
 def whole_split(settings: dict[str, Any], split: str) -> FrameDataset:
     """The training or test split of a study, or the stratified part of it that is used."""
-    return _load(json.dumps([settings[name] for name in ("data", "T", "data_options", f"{split}_limit")]), split)
+    loaded = _load(json.dumps([settings[name] for name in ("data", "T", "data_options", f"{split}_limit")]), split)
+    return first_classes(loaded, settings["class_limit"]) if settings["class_limit"] else loaded
+
+
+def first_classes(data: FrameDataset, count: int) -> FrameDataset:
+    """The samples of the first ``count`` classes, as a set that has no others."""
+    kept = data.subset(torch.nonzero(data.labels < count).flatten())
+    return FrameDataset(
+        kept.frames, kept.labels, kept.ids, class_names=data.class_names[:count], name=data.name,
+        simulated=data.simulated, content_key=sha256_json([kept.content_key, "classes", count]),
+        saturated=data.saturated, description=f"{data.description}, first {count} classes",
+    )  # fmt: skip
 
 
 def free_data() -> None:
@@ -56,11 +68,20 @@ def data_facts(settings: dict[str, Any], tuning: bool) -> dict[str, Any]:
 
 
 def parts(cell: Cell) -> tuple[FrameDataset, FrameDataset]:
-    """Training and test samples: the splits, or a fold of the training split (other folds for tuning)."""
+    """Training and test samples: the splits, or a fold of the training split.
+
+    Where a study reports folds, those for tuning are cut inside the first ``held_folds`` of them, which are not
+    reported: nothing is ever chosen on a sample, or trained for a choice on one, that a reported fold tests on.
+    """
     train_set = whole_split(cell["data"], "train")
     if cell["fold"] == "test":
         return train_set, whole_split(cell["data"], "test")
-    folds = stratified_folds(train_set.labels, cell["data"]["folds"], seed=int(cell["tuning"]))
+    count, held = cell["data"]["folds"], cell["data"]["held_folds"]
+    folds = stratified_folds(train_set.labels, count, seed=0)
+    if cell["tuning"]:
+        if held:
+            train_set = train_set.subset(np.sort(np.concatenate([test_part for _, test_part in folds[:held]])))
+        folds = stratified_folds(train_set.labels, count, seed=1)
     train_part, test_part = folds[cell["fold"]]
     return train_set.subset(train_part), train_set.subset(test_part)
 

@@ -7,16 +7,13 @@ cross-validation.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+
+from studies import ChangeableStudy, Settings, find_study
 
 from snn_core.distillation import DistillConfig, EvaluationConfig
 from snn_core.errors import ArgumentError
 from snn_core.training import TrainConfig
-
-Settings = dict[str, Any]
 
 #: What every IPC is compared with, and what IPC 1 alone is.
 MAIN = ("pace", "random", "herding", "dm/time-mean", "dm/time-mean-sdr")
@@ -37,18 +34,20 @@ TRANSFERRED = ("pace", "random")
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(ChangeableStudy):
     """What a comparison is made on.
 
     Attributes:
         name, about: in a word, and in a sentence.
         data: a data set by name; T: frames a sample; data_options: others of ``snn_core.datasets.load``.
-        train_limit, test_limit: a stratified part of the splits.
+        train_limit, test_limit: a stratified part of the splits. class_limit: the first classes alone.
         pairs: classes 2 i and 2 i + 1 are a pair: accuracy of the pair, and within it, are reported too.
         grid: IPC (as text) -> methods. sets: distilled sets of a method; networks: fresh ones a set.
         full_networks: networks of the full-data reference.
-        folds: parts of the training split; tuning_folds: how many of them are used for tuning.
         cross_validated: methods that the reported run, beside the test split, cross-validates at IPC 1.
+        folds: parts of the training split. held_folds: so many of them, the first, are not reported: tuning has their
+            samples alone and cuts them into ``folds`` of its own. Where nothing is cross-validated, tuning has all of
+            the training split. tuning_folds: how many folds are used for tuning.
         first_seed: of the reported sets; tuning has those from 0 on.
         distill: settings of DistillConfig, for all methods; methods: for one method alone.
         evaluate: of EvaluationConfig; evaluate_at: changes for an IPC. full: of TrainConfig, for all data.
@@ -64,12 +63,14 @@ class Study:
     data_options: Settings = field(default_factory=dict)
     train_limit: int | None = None
     test_limit: int | None = None
+    class_limit: int | None = None
     pairs: bool = False
     grid: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"1": MAIN})
     sets: int = 3
     networks: int = 3
     full_networks: int = 3
     folds: int = 5
+    held_folds: int = 2
     tuning_folds: int = 1
     cross_validated: tuple[str, ...] = ()
     first_seed: int = 100
@@ -86,10 +87,10 @@ class Study:
     device: str = "cpu"
 
     def fold_names(self, tuning: bool) -> list[int | str]:
-        """Where sets are tested: on folds of the training split for tuning, else on "test" and perhaps all folds."""
+        """Where sets are tested: on folds of their own for tuning, else on "test" and perhaps the folds not held."""
         if tuning:
             return list(range(self.tuning_folds))
-        return ["test", *(range(self.folds) if self.cross_validated else ())]
+        return ["test", *(range(self.held_folds, self.folds) if self.cross_validated else ())]
 
     def distill_config(self, method: str, ipc: int) -> DistillConfig:
         """Of a method: the study's, then those of "METHOD" and of "METHOD/FORM"."""
@@ -109,30 +110,8 @@ class Study:
     def data_settings(self) -> Settings:
         """What decides the samples."""
         own = asdict(self)
-        return {name: own[name] for name in ("data", "T", "data_options", "train_limit", "test_limit", "folds")}
-
-    def changed(self, assignments: list[str]) -> Study:
-        """With ``KEY=VALUE`` or ``SECTION.KEY=VALUE`` set, VALUE as JSON or text. ArgumentError: no such key."""
-        study = self
-        for assignment in assignments:
-            key, _, text = assignment.partition("=")
-            try:
-                value = json.loads(text)
-            except json.JSONDecodeError:
-                value = text
-            name, *path = key.split(".")
-            if name not in asdict(self) or not text:
-                raise ArgumentError(f"--set {assignment}: KEY=VALUE with one of {', '.join(asdict(self))}")
-            if path:
-                section = json.loads(json.dumps(getattr(study, name)))
-                inner = section
-                for part in path[:-1]:
-                    inner = inner.setdefault(part, {})
-                inner[path[-1]] = value
-                value = section
-            study = replace(study, **{name: tuple(value) if isinstance(value, list) else value})
-        study.check()
-        return study
+        names = ("data", "T", "data_options", "train_limit", "test_limit", "class_limit", "folds")
+        return {name: own[name] for name in names} | {"held_folds": self.held_folds if self.cross_validated else 0}
 
     def check(self) -> None:
         """Refuse wrong settings before anything runs (pydantic's errors name the key)."""
@@ -157,17 +136,7 @@ def merged(base: Settings, changes: Settings) -> Settings:
 
 def get_study(name: str) -> Study:
     """A study by name, or from a JSON file. ArgumentError: neither, or keys that a study does not have."""
-    if name in STUDIES:
-        return STUDIES[name]
-    path = Path(name)
-    if not path.is_file():
-        raise ArgumentError(f"study must be one of {', '.join(STUDIES)} or a JSON file, got {name!r}")
-    try:
-        study = Study(**json.loads(path.read_text()))
-        study.check()
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ArgumentError(f"{path} is no study: {error}") from error
-    return study
+    return find_study(name, STUDIES, lambda fields: Study(**fields))
 
 
 _SMALL = (*MAIN, *OTHERS, *ABLATIONS)

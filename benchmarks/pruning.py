@@ -27,8 +27,9 @@ from pruning_report import plot, show
 from pruning_run import data_facts, free_data, load_masks, mask_file, new_network, new_pruner, run, whole_split
 from pruning_statistics import agreement, tabulate
 from pruning_studies import ABLATIONS, STUDIES, Study, get_study
+from studies import make_all
 
-from snn_core.errors import ArgumentError, DataError, InterruptedRunError
+from snn_core.errors import ArgumentError, InterruptedRunError
 from snn_core.pruning import METHODS
 
 #: Of a cell, what all cells of a method share.
@@ -210,18 +211,10 @@ def main() -> int:
     if arguments.show:
         print(json.dumps(vars(get_study(arguments.show)), indent=2))
         return 0
-    code = 0
     studies = [get_study(name).changed(arguments.set) for name in arguments.studies]
     if arguments.patterns:
         studies = [study.changed([f"patterns={json.dumps(arguments.patterns)}"]) for study in studies]
-    for study in studies:
-        try:
-            if not make_study(study, arguments):
-                return 130
-        except DataError as error:
-            print(f"left out: {study.name}: {error}", file=sys.stderr)
-            code = 1
-    return code
+    return make_all(studies, lambda study: make_study(study, arguments))
 
 
 if __name__ == "__main__":

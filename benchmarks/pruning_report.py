@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from studies import Row, difference, formatted, save_plots
 
 
 def show(name: str, body: Row) -> None:
@@ -17,8 +17,8 @@ def show(name: str, body: Row) -> None:
     for row in body["rows"]:
         cells = (
             _mean(row["accuracy"]), _mean(row.get("test")), _difference(row.get("minus_dense")),
-            _difference(row.get("minus_sr_ste"), bound=True), _number(row.get("kept_fraction"), ".4f"),
-            _number(row.get("firing_rate"), ".3f"), str(row["blocks_over_pattern"]), f"{row['seconds']:.1f}",
+            _difference(row.get("minus_sr_ste"), bound=True), formatted(row.get("kept_fraction"), ".4f"),
+            formatted(row.get("firing_rate"), ".3f"), str(row["blocks_over_pattern"]), f"{row['seconds']:.1f}",
         )  # fmt: skip
         line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         lost = f"  {row['failed']} FAILED" if row["failed"] else ""
@@ -40,20 +40,12 @@ def show(name: str, body: Row) -> None:
         print(f"failed: {cell['method']} {cell['pattern']} seed {cell['seed']}: {cell['result']['failed']}")
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _mean(row: Row | None) -> str:
     return "-" if row is None else f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f} ({row['count']})"
 
 
 def _difference(row: Row | None, *, bound: bool = False) -> str:
-    if row is None:
-        return "-"
-    error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
-    text = f"{100 * row['mean']:+.2f}{error} ({row['count']})"
-    return text if not bound or row["lower_95"] is None else f"{text} > {100 * row['lower_95']:+.2f}"
+    return difference(row, 2, bound=bound)
 
 
 def plot(folder: Path, name: str, body: Row) -> list[Path]:
@@ -61,22 +53,7 @@ def plot(folder: Path, name: str, body: Row) -> list[Path]:
 
     Nothing without matplotlib, which it says, or without a finished run.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plots: matplotlib is not installed")
-        return []
-    matplotlib.use("Agg")
-    # Text as text, and no date: the same result gives the same file.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "snn_core"})
-    made = []
-    for figure, kind in ((_accuracies(body), "accuracy"), (_differences(body), "differences")):
-        if figure is not None:
-            path = folder / f"{name}_{kind}.svg"
-            figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-            print(f"wrote {path}")
-            made.append(path)
-    return made
+    return save_plots(folder, name, body, {"accuracy": _accuracies, "differences": _differences})
 
 
 def _sparsity(pattern: str) -> float:

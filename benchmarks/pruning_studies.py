@@ -6,16 +6,12 @@ of that form is a study too. Seeds below ``first_seed`` are for tuning: they nev
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
-from snn_core.errors import ArgumentError
+from studies import ChangeableStudy, Settings, find_study
+
 from snn_core.pruning import PruneConfig
 from snn_core.training import TrainConfig
-
-Settings = dict[str, Any]
 
 #: Changes of SpikeNM's settings that take one of its parts away: run as method "spikenm/NAME".
 ABLATIONS: dict[str, Settings] = {
@@ -29,7 +25,7 @@ ABLATIONS: dict[str, Settings] = {
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(ChangeableStudy):
     """What a comparison is made on.
 
     Attributes:
@@ -97,41 +93,14 @@ class Study:
         del train["seed"]
         return {name: own[name] for name in keep} | {"train": train, "prune": prune, "keep_state": self.keep_state}
 
-    def changed(self, assignments: list[str]) -> Study:
-        """With ``KEY=VALUE`` or ``SECTION.KEY=VALUE`` set, VALUE as JSON or text. ArgumentError: no such key."""
-        study = self
-        for assignment in assignments:
-            key, _, text = assignment.partition("=")
-            try:
-                value = json.loads(text)
-            except json.JSONDecodeError:
-                value = text
-            name, *path = key.split(".")
-            if name not in asdict(self) or not text:
-                raise ArgumentError(f"--set {assignment}: KEY=VALUE with one of {', '.join(asdict(self))}")
-            if path:
-                section = json.loads(json.dumps(getattr(study, name)))
-                inner = section
-                for part in path[:-1]:
-                    inner = inner.setdefault(part, {})
-                inner[path[-1]] = value
-                value = section
-            study = replace(study, **{name: tuple(value) if name == "patterns" else value})
-        return study
-
 
 def get_study(name: str) -> Study:
     """A study by name, or from a JSON file. ArgumentError: neither, or keys that a study does not have."""
-    if name in STUDIES:
-        return STUDIES[name]
-    path = Path(name)
-    if not path.is_file():
-        raise ArgumentError(f"study must be one of {', '.join(STUDIES)} or a JSON file, got {name!r}")
-    try:
-        fields = json.loads(path.read_text())
-        return Study(**(fields | {"patterns": tuple(fields.get("patterns", Study.patterns))}))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ArgumentError(f"{path} is no study: {error}") from error
+    return find_study(name, STUDIES, _from_json)
+
+
+def _from_json(fields: Settings) -> Study:
+    return Study(**(fields | {"patterns": tuple(fields.get("patterns", Study.patterns))}))
 
 
 _PICTURES = {

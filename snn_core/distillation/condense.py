@@ -193,6 +193,8 @@ class _Run:
             cache_megabytes=config.cache_megabytes,
             chunk=config.micro_batch,
             device=self.device,
+            samples=torch.cat(self.classes[self.ranks.start : self.ranks.stop]).sort().values,
+            draws=config.iterations * self.ranks.count * config.real_batch,
         )
 
     def step(self) -> dict[str, float]:

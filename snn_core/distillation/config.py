@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from snn_core.distillation.formation import Formation
 from snn_core.distillation.quantizer import MAX_LEVELS, Quantize
-from snn_core.distillation.spatio_temporal import ALWAYS, SpatioTemporalMatching
+from snn_core.distillation.spatio_temporal import ALWAYS, SpatioTemporalMatching, TimeMatching
 from snn_core.errors import ArgumentError
 from snn_core.training import TrainConfig
 
@@ -93,7 +93,8 @@ class DistillConfig(BaseModel):
     this kernel. ``frequencies``: drawn afresh, or from a distribution learned against the frames at
     ``frequency_rate``.
 
-    Memory. ``cache_megabytes``: the real features of all (teacher, view) pairs are kept in memory when they fit.
+    Memory. ``cache_megabytes``: real features of so many (teacher, view) pairs as fit are kept in memory, of a process's
+    own classes alone.
     ``micro_batch``: clips that pass a teacher at once; a step then keeps features only, and repeats the pass of each
     batch for its gradient. The result is that of one batch, but for rounding. None: one batch, nothing repeated.
     """
@@ -135,7 +136,7 @@ class DistillConfig(BaseModel):
     dm_weight: Weight = 0.0
     dm_step_weight: Weight = 0.0
     normalise: bool = True
-    time_matching: Literal["mean", "coherent"] = "mean"
+    time_matching: TimeMatching = "mean"
     cf_beta: Weight | None = None
     dft_beta: Weight | None = None
     dm_beta: Weight | None = None

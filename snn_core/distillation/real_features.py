@@ -1,4 +1,4 @@
-"""Features of the real data, from every teacher in every view: kept in memory when they fit.
+"""Features of the real data, from every teacher in every view: kept in memory as far as they fit.
 
 Real features do not change during distillation. With few teachers and a small set of views each is computed once
 instead of at every iteration.
@@ -27,8 +27,11 @@ class RealFeatures:
         dataset: the real samples. teachers: the pool. views: the allowed shared views.
         layers, beta, feature_pool: as in :class:`snn_core.distillation.FeatureCollector`.
         chunk: samples a forward pass; None: as many as hold about half a million cells, at least one.
-        cache_megabytes: if the features of all (teacher, view) pairs fit, each pair is kept once computed; else
-            nothing is kept (always the same decision for the same inputs, so that a resumed run repeats it).
+        cache_megabytes: features of so many (teacher, view) pairs as fit in that are kept, each once it is computed:
+            the first ones, so that a resumed run does as the one it goes on with. 0 keeps none.
+        samples: int64, ascending, the only samples that will be asked for (of a process's own classes); None: all.
+        draws: how many samples' features will be asked for in all; where that is less than keeping would compute,
+            nothing is kept. None: unknown.
 
     Raises:
         ArgumentError: a teacher that does not take these frames or has another number of classes.
@@ -46,6 +49,8 @@ class RealFeatures:
         cache_megabytes: int,
         chunk: int | None = None,
         device: str | torch.device = "cpu",
+        samples: Tensor | None = None,
+        draws: int | None = None,
     ) -> None:
         self.dataset, self.teachers, self.views = dataset, teachers, list(views)
         self.layers, self.beta, self.feature_pool, self.device = layers, beta, feature_pool, torch.device(device)
@@ -53,19 +58,39 @@ class RealFeatures:
         self.chunk = chunk or max(1, _CELLS // (dataset.T * width * height))
         #: Features of each layer, for each teacher.
         self.widths = [self._probe(teacher) for teacher in teachers]
-        needed = sum(map(sum, self.widths)) * 4 * dataset.T * len(dataset) * len(self.views)
-        self.keeps = needed <= cache_megabytes * 2**20
-        self._kept: dict[tuple[int, int], list[Tensor]] = {}
+        self.samples = torch.arange(len(dataset)) if samples is None else samples
+        #: Pairs ``teacher * len(views) + view`` below this are kept.
+        self.kept_pairs = self._fitting(cache_megabytes * 2**20)
+        if draws is not None and draws < len(self.samples) * len(teachers) * len(self.views):
+            self.kept_pairs = 0
+        self._kept: dict[int, list[Tensor]] = {}
 
     def __call__(self, teacher: int, view: int, indices: Tensor) -> list[Tensor]:
         """Features of the samples ``indices`` (int64, any shape ``[...]``): ``[T, ..., D]``, one tensor a layer."""
-        if not self.keeps:
+        pair = teacher * len(self.views) + view
+        if pair >= self.kept_pairs:
             features = self._compute(teacher, view, indices.flatten())
             return [layer.unflatten(1, tuple(indices.shape)) for layer in features]
-        key = (teacher, view)
-        if key not in self._kept:
-            self._kept[key] = self._compute(teacher, view, torch.arange(len(self.dataset)))
-        return [layer[:, indices] for layer in self._kept[key]]
+        if pair not in self._kept:
+            self._kept[pair] = self._compute(teacher, view, self.samples)
+        places = torch.searchsorted(self.samples, indices)
+        return [layer[:, places] for layer in self._kept[pair]]
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept by now."""
+        return sum(layer.numel() * layer.element_size() for pair in self._kept.values() for layer in pair)
+
+    def _fitting(self, most: int) -> int:
+        """How many pairs, from the first one on, have room in ``most`` bytes."""
+        count = 0
+        for widths in self.widths:
+            for _ in self.views:
+                most -= sum(widths) * 4 * self.dataset.T * len(self.samples)
+                if most < 0:
+                    return count
+                count += 1
+        return count
 
     @torch.no_grad()
     def _compute(self, teacher: int, view: int, indices: Tensor) -> list[Tensor]:

@@ -8,11 +8,12 @@ Each term can have its own SDR weight ``beta`` and its own stage, the part of th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from snn_core.distillation.alignment import aligned
 from snn_core.distillation.frequencies import LearnedFrequencies
 from snn_core.distillation.matching import (
     GatherClasses,
@@ -27,6 +28,7 @@ from snn_core.distillation.matching import (
 from snn_core.errors import ArgumentError
 
 Stage = tuple[float, float]
+TimeMatching = Literal["mean", "coherent", "aligned", "aligned-coherent"]
 ALWAYS: Stage = (0.0, 1.0)
 #: Names of the terms in the log -> of the settings that they share (DM at every step goes with DM of the average).
 _GROUP = {"cf": "cf", "dft": "dft", "dm": "dm", "dm_step": "dm"}
@@ -43,7 +45,9 @@ class SpatioTemporalMatching(nn.Module):
         cf_weight, mu, dm_weight, dm_step_weight: weights of the terms ``cf`` (every step), ``dft``, ``dm`` (mean
             features averaged over time) and ``dm_step`` (mean features at every step); 0 turns a term off.
         time_matching: ``"mean"``: DFT of class means (the literal reading); ``"coherent"``: amplitudes sample by sample
-            and phase weighted by coherence. gamma: weight of the phase in either.
+            and phase weighted by coherence; ``"aligned"`` and ``"aligned-coherent"``: the same after every sample was
+            turned in time to agree with the class's first synthetic one (:mod:`snn_core.distillation.alignment`), for
+            classes whose recordings start anywhere in their movement. gamma: weight of the phase in each.
         cf_beta, dft_beta, dm_beta: SDR weight of the features of single terms; None: of whatever features are given.
             With more than one value, features come concatenated along D, one part for each of :attr:`betas`.
         cf_stage, dft_stage, dm_stage: ``(from, to)``, fractions of the optimisation; see :meth:`set_progress`.
@@ -70,7 +74,7 @@ class SpatioTemporalMatching(nn.Module):
         gamma: float = 1.0,
         cf_weight: float = 1.0,
         normalise: bool = True,
-        time_matching: Literal["mean", "coherent"] = "mean",
+        time_matching: TimeMatching = "mean",
         dm_weight: float = 0.0,
         dm_step_weight: float = 0.0,
         modulus: float = 0.65,
@@ -87,8 +91,8 @@ class SpatioTemporalMatching(nn.Module):
             raise ArgumentError(f"sigma ({sigma!r}) must be > 0 or 'auto', and modulus ({modulus}) between 0 and 1")
         if num_frequencies < 1 or not 0 <= alpha <= 1:
             raise ArgumentError(f"num_frequencies ({num_frequencies}) must be >= 1 and alpha ({alpha}) in [0, 1]")
-        if time_matching not in ("mean", "coherent"):
-            raise ArgumentError(f"time_matching is {time_matching!r}; allowed: mean, coherent")
+        if time_matching not in get_args(TimeMatching):
+            raise ArgumentError(f"time_matching is {time_matching!r}; allowed: {', '.join(get_args(TimeMatching))}")
         self.weights = {"cf": cf_weight, "dft": mu, "dm": dm_weight, "dm_step": dm_step_weight}
         if min(*self.weights.values(), gamma) < 0 or not any(self.weights.values()):
             raise ArgumentError(
@@ -161,7 +165,9 @@ class SpatioTemporalMatching(nn.Module):
                 real, synthetic, frequencies, alpha=self.alpha, normalise=self.normalise
             )
         if name == "dft":
-            spectrum = temporal_spectrum_loss if self.time_matching == "mean" else coherent_spectrum_loss
+            if self.time_matching.startswith("aligned"):
+                real, synthetic = aligned(real, synthetic)
+            spectrum = coherent_spectrum_loss if self.time_matching.endswith("coherent") else temporal_spectrum_loss
             return spectrum(real, synthetic, gamma=self.gamma, gather=self.gather)
         return mean_feature_loss(real, synthetic, average_time=name == "dm", gather=self.gather)
 

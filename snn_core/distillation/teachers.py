@@ -1,7 +1,8 @@
 """A pool of frozen teachers: several seeds, each kept at several moments of its training, cached on disk.
 
-The cache is keyed by content: the data's key, the backbone, every training setting, the seed and the snapshot. So a
-changed setting never meets a stale teacher, and a second run trains nothing. Teachers are frozen with batch norm in
+The cache is keyed by content: the data's key, the backbone, every training setting, the seed, the snapshot, and the
+sources of the code that trains. So a changed setting or training never meets a stale teacher, and a second run trains
+nothing. Teachers are frozen with batch norm in
 evaluation mode: one synthetic sample per class is no batch to take statistics from.
 """
 
@@ -24,13 +25,14 @@ import snn_core
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset, cache_root
 from snn_core.distillation.config import TeacherConfig
+from snn_core.distillation.training_code import training_code_version
 from snn_core.errors import ArgumentError, CheckpointError, ConfigError
 from snn_core.files import sha256_json
 from snn_core.seeding import derive_seed
 from snn_core.training import TrainConfig, TrainResult, load_model, save_checkpoint, train_classifier
 from snn_core.training.loop import STATE_FILE
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 def model_hash(model: nn.Module) -> str:
@@ -44,11 +46,15 @@ def model_hash(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network, its name (``seed/snapshot``) and the SHA-256 of its parameters."""
+    """A frozen network, its name (``seed/snapshot``) and the SHA-256 of its parameters.
+
+    ``seconds``: what training it took, up to its snapshot.
+    """
 
     name: str
     model: nn.Module
     hash: str
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,10 @@ class TeacherPool:
         if not models:
             raise ArgumentError("models: empty, a pool needs at least one teacher")
         return cls([Teacher(name, freeze(model), model_hash(model)) for name, model in models.items()])
+
+    def only(self, index: int) -> TeacherPool:
+        """One of the teachers as a pool, with the seconds that it alone took."""
+        return TeacherPool([self.teachers[index]], self.teachers[index].seconds)
 
     @property
     def hashes(self) -> list[str]:
@@ -193,7 +203,7 @@ def train_teachers(
             member = _Member(dataset, kind, number, derive_seed(seed, "teacher", number), folder if use_cache else None)
             trained, needed = member.load() or member.train(quiet, device)
             teachers += [
-                Teacher(f"{prefix}{number}/{part:g}", model, model_hash(model))
+                Teacher(f"{prefix}{number}/{part:g}", model, model_hash(model), part * needed)
                 for part, model in zip(kind.snapshots, trained, strict=True)
             ]
             seconds += needed
@@ -219,6 +229,7 @@ class _Member:
         self.description = {
             "cache_version": CACHE_VERSION,
             "package_version": snn_core.__version__,
+            "code": training_code_version(),
             "data": dataset.content_key,
             "backbone": self.backbone,
             "options": self.options,

@@ -8,7 +8,9 @@ import torch
 
 from snn_core.backbones import create
 from snn_core.distillation import DistillConfig, MatchingTerms, SpatioTemporalMatching, TeacherPool, distill
+from snn_core.distillation.augment import View
 from snn_core.distillation.initial import initial_frames
+from snn_core.distillation.real_features import RealFeatures
 from snn_core.errors import ArgumentError, CheckpointError, DataError, InterruptedRunError, NonFiniteError
 from tests.distillation.conftest import make_bars, make_config, make_pool
 
@@ -244,3 +246,30 @@ def test_training_of_the_teachers_is_checked_with_the_config():
         DistillConfig.model_validate({"teachers": {"training": {"epoch_count": 3, "epochs": 0}}})
     kept = DistillConfig.model_validate({"teachers": {"training": {"epochs": 3}}})
     assert kept.teachers.training == {"epochs": 3}
+
+
+def kept_features(data, pool, **values):
+    options = {"layers": None, "beta": 1.0, "feature_pool": 2, "cache_megabytes": 64}
+    return RealFeatures(data, pool, [View(), View((1, 0))], **(options | values))
+
+
+def test_the_cache_of_real_features_is_bounded():
+    """As many pairs as fit are kept, of the samples that will be asked for alone, where that saves anything."""
+    data, pool = make_bars(per_class=40, size=20), make_pool(size=20)
+    every = kept_features(data, pool)
+    assert every.kept_pairs == 4
+    own = torch.arange(40, 80)  # of one class: what a process keeps that has one of three
+    mine = kept_features(data, pool, samples=own)
+    picks = torch.tensor([[40, 79], [41, 41]])
+    for pair in ((0, 0), (1, 1)):
+        for a, b in zip(every(*pair, picks), mine(*pair, picks), strict=True):
+            torch.testing.assert_close(a, b)
+            assert a.shape[1:3] == (2, 2)
+    assert mine.kept_bytes == every.kept_bytes / 3 > 0
+    a_pair = every.kept_bytes // 2
+    assert [kept_features(data, pool, draws=draws).kept_pairs for draws in (479, 480)] == [0, 4]
+    many = kept_features(make_bars(per_class=40 * (2**20 // a_pair + 1) // 2, size=20), pool, cache_megabytes=1)
+    assert 0 < many.kept_pairs < 4
+    for pair in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        many(*pair, picks)
+    assert many.kept_bytes <= 2**20

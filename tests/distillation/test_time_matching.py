@@ -17,6 +17,7 @@ from snn_core.distillation import (
     temporal_spectrum_loss,
     unit_length,
 )
+from snn_core.distillation.alignment import aligned, best_turns, turn
 from snn_core.distillation.min_max import FrequencyClimb
 from snn_core.errors import ArgumentError
 
@@ -76,6 +77,54 @@ def test_coherent_phase_counts_where_the_class_has_one():
     real = rotors([0.5, 0.5])
     late = rotors([0.5 + math.pi / 2])
     assert coherent_spectrum_loss(real, late, gamma=0.0) < 1e-6 < 0.1 < coherent_spectrum_loss(real, late)
+
+
+def orbits(starts, T=8, direction=1):
+    """Two features that go round a circle: [T, 1, B, 2]; which way round is a phase between them."""
+    angle = direction * (2 * math.pi * torch.arange(T, dtype=torch.float64).view(-1, 1) / T + torch.tensor(starts))
+    return (2 + torch.stack([angle.cos(), angle.sin()], -1)).unsqueeze(1)
+
+
+def test_turns_are_those_of_the_smallest_distance():
+    real, synthetic = streams(T=5)
+    reference = synthetic[:, :, 0]
+    distance = torch.stack(
+        [(real.roll(-tau, 0) - reference.unsqueeze(2)).square().sum((0, 3)) for tau in range(real.shape[0])]
+    )
+    turns = best_turns(real, reference)
+    assert torch.equal(turns, distance.argmin(0))
+    assert len(turns.unique()) > 1
+    for k, b in ((0, 0), (1, 2)):
+        assert torch.equal(turn(real, turns)[:, k, b], real[:, k, b].roll(-int(turns[k, b]), 0))
+    assert not best_turns(torch.ones_like(real), reference).any()
+    with pytest.raises(ArgumentError, match="reference"):
+        best_turns(real, reference[1:])
+
+
+@pytest.mark.parametrize("form", ["aligned", "aligned-coherent"])
+def test_aligned_forms_know_the_direction_where_starts_are_random(form):
+    """With evenly spread starts neither other form does: the class mean is still, amplitudes are those of both ways."""
+    real = orbits([2 * math.pi * n / 8 for n in range(8)])
+    forwards, backwards = orbits([0.9]), orbits([0.9], direction=-1)
+
+    def loss_of(clips, form):
+        loss = SpatioTemporalMatching(cf_weight=0, time_matching=form)
+        return loss(real, clips, generator=generator()).total.item()
+
+    assert loss_of(forwards, form) < 0.01 < 0.03 < loss_of(backwards, form)
+    # A still clip gives no sample anything to turn by: only amplitudes of single samples tell that it is still.
+    assert (loss_of(torch.full_like(forwards, 2.0), form) > 0.03) == (form == "aligned-coherent")
+    for blind in ("mean", "coherent"):
+        assert loss_of(forwards, blind) == pytest.approx(loss_of(backwards, blind), abs=1e-6)
+    # Of several clips only the agreement of their mean is asked for, wherever each of them starts.
+    both = torch.cat([orbits([0.9]), orbits([0.9 + math.pi / 2])], 2)
+    assert loss_of(both, form) < 0.01
+
+
+def test_gradcheck_of_the_aligned_pair():
+    real, synthetic = streams(T=4, K=1)
+    synthetic.requires_grad_()
+    assert torch.autograd.gradcheck(lambda g: aligned(real, g), (synthetic,))
 
 
 def test_dm_is_relative_and_averages_over_time():

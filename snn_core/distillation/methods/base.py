@@ -75,17 +75,6 @@ def make_product(
     return DistilledDataset(frames, labels, provenance)
 
 
-def selected_product(
-    dataset: FrameDataset, chosen: Tensor, name: str, config: DistillConfig, seed: int, teachers: TeacherPool | None,
-    seconds: float,
-) -> DistilledDataset:  # fmt: skip
-    """The product of a selection: the real samples ``chosen`` (int64 [K * ipc], sorted by class)."""
-    return make_product(
-        dataset, dataset.frames[chosen], dataset.labels[chosen], method=name, ipc=config.ipc, seed=seed,
-        config={"ipc": config.ipc}, teachers=teachers, seconds=seconds,
-    )  # fmt: skip
-
-
 def required(teachers: TeacherPool | None, name: str) -> TeacherPool:
     """``teachers``. Raises ArgumentError where there are none."""
     if teachers is None:

@@ -5,18 +5,34 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.config import DistillConfig
+from snn_core.distillation.densify import choose_layers
 from snn_core.distillation.initial import time_mean_features
-from snn_core.distillation.methods.base import required, selected_product
+from snn_core.distillation.methods.base import make_product, required
 from snn_core.distillation.product import DistilledDataset
 from snn_core.distillation.selection import select_herding, select_k_centre, select_random
 from snn_core.distillation.teachers import TeacherPool
 from snn_core.seeding import make_generator
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Real samples, int64 [K * ipc] sorted by class, and what they were chosen by.
+
+    ``settings``: beside ``ipc`` all that decided it, as plain JSON values, for the product's file. ``teachers``: those
+    that were used, no others: their training is charged to the product.
+    """
+
+    indices: Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
+    teachers: TeacherPool | None = None
 
 
 class Coreset:
@@ -32,15 +48,19 @@ class Coreset:
     ) -> DistilledDataset:  # fmt: skip
         """Select. ArgumentError: no teachers where they are needed. DataError: a class with fewer than ``ipc``."""
         started = time.perf_counter()
-        pool = required(teachers, self.name).to(device) if self.needs_teachers else None
+        pool = required(teachers, self.name) if self.needs_teachers else None
         chosen = self.choose(dataset, config, pool, seed, quiet, device)
-        return selected_product(dataset, chosen, self.name, config, seed, pool, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return make_product(
+            dataset, dataset.frames[chosen.indices], dataset.labels[chosen.indices], method=self.name, ipc=config.ipc,
+            seed=seed, config={"ipc": config.ipc} | chosen.settings, teachers=chosen.teachers, seconds=seconds,
+        )  # fmt: skip
 
     def choose(
         self, dataset: FrameDataset, config: DistillConfig, teachers: TeacherPool | None, seed: int, quiet: bool,
         device: str | torch.device,
-    ) -> Tensor:  # fmt: skip
-        """Indices int64 [K * ipc], sorted by class."""
+    ) -> Selection:  # fmt: skip
+        """Which samples, and by what."""
         raise NotImplementedError
 
 
@@ -52,14 +72,18 @@ class RandomSelection(Coreset):
     def choose(
         self, dataset: FrameDataset, config: DistillConfig, teachers: TeacherPool | None, seed: int, quiet: bool,
         device: str | torch.device,
-    ) -> Tensor:  # fmt: skip
+    ) -> Selection:  # fmt: skip
         """See :func:`select_random`."""
         generator = make_generator(seed, "random selection")
-        return select_random(dataset.labels, dataset.num_classes, config.ipc, generator=generator)
+        return Selection(select_random(dataset.labels, dataset.num_classes, config.ipc, generator=generator))
 
 
 class _ByFeatures(Coreset):
-    """On the time-averaged spike features of all layers of one teacher (the ``seed``-th of the pool)."""
+    """On the time-averaged spike features of ``config.layers`` of one teacher (the ``seed``-th of the pool).
+
+    Deterministic but for the teacher: sets of several seeds differ only where their teachers do. So a comparison over
+    many sets gives each one a pool of its own.
+    """
 
     needs_teachers = True
     select: Callable[[Tensor, Tensor, int, int], Tensor]
@@ -67,11 +91,20 @@ class _ByFeatures(Coreset):
     def choose(
         self, dataset: FrameDataset, config: DistillConfig, teachers: TeacherPool | None, seed: int, quiet: bool,
         device: str | torch.device,
-    ) -> Tensor:  # fmt: skip
+    ) -> Selection:  # fmt: skip
         """Features, then ``select``."""
         assert teachers is not None
-        features = time_mean_features(dataset, teachers[seed % len(teachers)].model, config, device)
-        return type(self).select(features, dataset.labels, dataset.num_classes, config.ipc)
+        used = teachers.only(seed % len(teachers)).to(device)
+        model = used[0].model
+        features = time_mean_features(dataset, model, config, device)
+        settings = {
+            "layers": [name for name, _ in choose_layers(model, config.layers)],
+            "feature_pool": config.feature_pool,
+            "teacher": used[0].name,
+        }
+        return Selection(
+            type(self).select(features, dataset.labels, dataset.num_classes, config.ipc), settings, used
+        )  # fmt: skip
 
 
 class Herding(_ByFeatures):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from snn_core.backbones import create
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.config import DistillConfig, TeacherConfig
-from snn_core.distillation.methods.coreset import Coreset
+from snn_core.distillation.methods.coreset import Coreset, Selection
 from snn_core.distillation.selection import select_by_score
 from snn_core.distillation.teachers import TeacherPool, make_train_config, network_options
 from snn_core.seeding import derive_seed, make_generator
@@ -94,11 +94,13 @@ class Forgetting(Coreset):
     def choose(
         self, dataset: FrameDataset, config: DistillConfig, teachers: TeacherPool | None, seed: int, quiet: bool,
         device: str | torch.device,
-    ) -> Tensor:  # fmt: skip
+    ) -> Selection:  # fmt: skip
         """See :func:`count_forgetting` and :func:`snn_core.distillation.select_by_score`."""
         counts = count_forgetting(dataset, config.teachers, seed=seed, quiet=quiet, device=device)
         generator = make_generator(seed, "forgetting ties")
-        return select_by_score(counts, dataset.labels, dataset.num_classes, config.ipc, generator=generator)
+        chosen = select_by_score(counts, dataset.labels, dataset.num_classes, config.ipc, generator=generator)
+        kept = ("backbone", "backbone_options", "training")
+        return Selection(chosen, config.teachers.model_dump(mode="json", include=set(kept)))
 
 
 METHODS = {Forgetting.name: Forgetting}

@@ -1,4 +1,4 @@
-"""PACE (ST-DSM, PEQ-N), and what is left of it when one piece is taken away."""
+"""PACE (ST-DSM, PEQ-N), what is left of it when one piece is taken away, and its form with several clips a sample."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ def _no_cf(config: DistillConfig) -> dict[str, Any]:
     return _filled(config, {"cf_weight": 0.0} if others else {"cf_weight": 0.0, "mu": 1.0})
 
 
+def _several_clips(config: DistillConfig) -> dict[str, Any]:
+    return {} if config.formation().clips > 1 else {"formation_space": 2}
+
+
 #: Name after "pace/" -> what it changes. ``no-sdr``: spikes only, in every term. ``amplitude-only``: no phase, in
 #: neither term. ``no-coherence``: phases of the class means. ``no-dft``: nothing but what is matched step by step or on
 #: average. ``no-cf``: no characteristic functions. ``no-peqn``: real-valued frames in the loop, rounded at the end.
@@ -51,6 +55,11 @@ def _ablated(name: str) -> MatchedMethod:
     return MatchedMethod(f"pace/{name}", change=ABLATIONS[name])
 
 
-METHODS = {"pace": lambda: MatchedMethod("pace")} | {
+def _multi() -> MatchedMethod:
+    """Multi-formation, the configuration's; where that has one clip a sample, four: one in each quadrant."""
+    return MatchedMethod("pace/multi", change=_several_clips)
+
+
+METHODS = {"pace": lambda: MatchedMethod("pace"), "pace/multi": _multi} | {
     f"pace/{name}": functools.partial(_ablated, name) for name in ABLATIONS
 }
