@@ -210,7 +210,7 @@ def test_gradient_matching_sees_the_views_that_the_others_see(bars):
 
 def test_every_method_is_refused_too_few_samples(bars):
     for name in list_methods():
-        with pytest.raises(DataError, match="6 samples, (7|28)"):  # 28: four clips a sample
+        with pytest.raises(DataError, match=r"6 samples, (7|28)"):  # 28: four clips a sample
             create_method(name)(bars, make_config(ipc=7, teachers=TEACHERS), teachers=make_pool(1), quiet=True)
     with pytest.raises(ArgumentError, match="T: the config asks for 9"):
         create_method("dc")(bars, make_config(T=9, teachers=TEACHERS), quiet=True)
