@@ -5,7 +5,13 @@ from snn_core.localization.boxes import box_area, box_iou, clip_boxes, non_maxim
 from snn_core.localization.detections import Detections, HeadMaps, decode
 from snn_core.localization.head import AnchorFreeHead, Localiser
 from snn_core.localization.loss import localization_loss
-from snn_core.localization.training import LocalizationConfig, detect_all, evaluate_detections, train_localiser
+from snn_core.localization.training import (
+    LocalizationConfig,
+    detect_all,
+    detect_steps,
+    evaluate_detections,
+    train_localiser,
+)
 
 __all__ = [
     "AnchorFreeHead",
@@ -21,6 +27,7 @@ __all__ = [
     "clip_boxes",
     "decode",
     "detect_all",
+    "detect_steps",
     "evaluate_detections",
     "localization_loss",
     "non_maximum_suppression",

@@ -37,45 +37,74 @@ class LeakyMean(nn.Module):
         return torch.stack(means)
 
 
+class _Branch(nn.Module):
+    """3 x 3 convolutions, each with batch norm and neurons, a leaky mean over time, one linear map."""
+
+    def __init__(self, in_channels: int, channels: int, depth: int, out_channels: int, spiking: bool) -> None:
+        super().__init__()
+        self.convs, self.norms, self.neurons = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for index in range(depth):
+            self.convs.append(nn.Conv2d(channels if index else in_channels, channels, 3, padding=1, bias=False))
+            norm = nn.BatchNorm2d(channels)
+            if spiking:
+                nn.init.constant_(norm.weight, 2.0)  # makes up for the division of the input by tau = 2
+            self.norms.append(norm)
+            self.neurons.append(LIF(detach_reset=True) if spiking else nn.ReLU())
+        self.memory = LeakyMean(channels)
+        self.readout = nn.Conv2d(channels, out_channels, 1)
+        nn.init.normal_(self.readout.weight, std=0.01)
+        nn.init.zeros_(self.readout.bias)  # type: ignore[arg-type]
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        """float32 ``[T * B, out_channels, h, w]``, from features ``[T, B, c, h, w]``."""
+        steps_and_batch = x_seq.shape[:2]
+        for conv, norm, neuron in zip(self.convs, self.norms, self.neurons, strict=True):
+            x_seq = neuron(norm(conv(x_seq.flatten(0, 1))).unflatten(0, steps_and_batch))
+        said: Tensor = self.readout(self.memory(x_seq).flatten(0, 1))
+        return said.float()
+
+
 class AnchorFreeHead(nn.Module):
     """Boxes without anchors: every place of a map says whether an object's middle is near, its class, and how far the
     four sides of its box are.
 
-    A 3 x 3 convolution, batch norm and neurons, a leaky mean over time, and one linear map. After FCOS (Tian et al.,
-    FCOS: Fully Convolutional One-Stage Object Detection, ICCV 2019), on one map instead of a pyramid; as in YOLOX (Ge
-    et al., 2021) objectness learns the overlap that its box has.
+    Two branches, one for classes and one for the rest, each of 3 x 3 convolutions with batch norm and neurons, a leaky
+    mean over time, and one linear map. After FCOS (Tian et al., FCOS: Fully Convolutional One-Stage Object Detection,
+    ICCV 2019), on one map instead of a pyramid; as in YOLOX (Ge et al., 2021) objectness learns the overlap that its
+    box has.
 
     Args:
         in_channels: of the map.
         num_classes: classes K.
         stride: pixels from place to place.
-        channels: of the hidden layer.
-        spiking: LIF neurons in the hidden layer; ReLU otherwise.
+        channels: of the hidden layer for boxes.
+        spiking: LIF neurons in the hidden layers; ReLU otherwise.
+        class_channels, class_depth: of the hidden layers for classes, and how many there are.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, stride: int, channels: int, spiking: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        stride: int,
+        channels: int,
+        spiking: bool,
+        class_channels: int = 128,
+        class_depth: int = 1,
+    ) -> None:
         super().__init__()
         self.num_classes, self.stride = num_classes, stride
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.neuron: nn.Module = LIF(detach_reset=True) if spiking else nn.ReLU()
-        if spiking:
-            nn.init.constant_(self.norm.weight, 2.0)  # makes up for the division of the input by tau = 2
-        self.memory = LeakyMean(channels)
-        self.readout = nn.Conv2d(channels, 1 + num_classes + 4, 1)
-        nn.init.normal_(self.readout.weight, std=0.01)
-        nn.init.zeros_(self.readout.bias)  # type: ignore[arg-type]
+        self.where = _Branch(in_channels, channels, 1, 5, spiking)
+        self.what = _Branch(in_channels, class_channels, class_depth, num_classes, spiking)
         with torch.no_grad():
-            self.readout.bias[0] = torch.logit(torch.tensor(PRIOR))  # type: ignore[index]
+            self.where.readout.bias[0] = torch.logit(torch.tensor(PRIOR))  # type: ignore[index]
 
     def forward(self, features: Tensor) -> HeadMaps:
         """Maps of every step, N = T * B (step by step), from features ``[T, B, c, h, w]``."""
-        steps_and_batch = features.shape[:2]
-        current = self.norm(self.conv(features.flatten(0, 1))).unflatten(0, steps_and_batch)
-        said = self.readout(self.memory(self.neuron(current)).flatten(0, 1)).float()
+        where, what = self.where(features), self.what(features)
         # Bounded, so that no box becomes infinite; e**4 strides are more than any field.
-        distances = said[:, -4:].clamp(max=4).exp() * self.stride
-        return HeadMaps(said[:, 0], said[:, 1:-4], distances, self.stride)
+        distances = where[:, 1:].clamp(max=4).exp() * self.stride
+        return HeadMaps(where[:, 0], what, distances, self.stride)
 
 
 class Localiser(nn.Module):
@@ -87,14 +116,21 @@ class Localiser(nn.Module):
         num_classes: classes of the objects.
         levels: which of the backbone's ``feature_info``; several are brought to the size of the finest and stacked.
             By default the last one of the finest stride from 8 pixels on.
-        channels: of the head's hidden layer.
+        channels: of the head's hidden layer for boxes.
+        class_channels, class_depth: of those for classes, and how many there are.
 
     Raises:
         ArgumentError: levels that the backbone does not have; averaged features of a spiking one.
     """
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, levels: Sequence[int] | None = None, channels: int = 96
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        levels: Sequence[int] | None = None,
+        channels: int = 96,
+        class_channels: int = 128,
+        class_depth: int = 1,
     ) -> None:
         super().__init__()
         infos = backbone.feature_info
@@ -106,7 +142,8 @@ class Localiser(nn.Module):
         self.backbone = backbone
         chosen = [infos[level] for level in self.levels]
         width = sum(info.channels for info in chosen)
-        self.head = AnchorFreeHead(width, num_classes, min(i.stride for i in chosen), channels, backbone.spiking)
+        stride = min(info.stride for info in chosen)
+        self.head = AnchorFreeHead(width, num_classes, stride, channels, backbone.spiking, class_channels, class_depth)
 
     def features(self, x_seq: Tensor) -> Tensor:
         """``[T, B, c, h, w]``: the chosen levels, stacked."""
@@ -133,14 +170,19 @@ class Localiser(nn.Module):
 
     def detect(self, x_seq: Tensor, *, step: int = -1, **options: float) -> list[Detections]:
         """What is in each of B samples when ``step`` ends; ``options`` as of :func:`decode`."""
+        return self.detect_steps(x_seq, [step], **options)[0]
+
+    def detect_steps(self, x_seq: Tensor, steps: Sequence[int], **options: float) -> list[list[Detections]]:
+        """The same when each of ``steps`` ends, from one pass; one list a step."""
         if x_seq.ndim != 5:
             raise ArgumentError(f"x_seq has shape {tuple(x_seq.shape)}; expected [T, B, C, H, W]")
-        steps, batch, _, height, width = x_seq.shape
-        if not -steps <= step < steps:
-            raise ArgumentError(f"step must lie in {-steps}..{steps - 1}, got {step}")
+        number, batch, _, height, width = x_seq.shape
+        for step in steps:
+            if not -number <= step < number:
+                raise ArgumentError(f"step must lie in {-number}..{number - 1}, got {step}")
         maps = self(x_seq)
-        of_step = maps.rows(step % steps * batch, (step % steps + 1) * batch)
-        return decode(of_step, height, width, **options)  # type: ignore[arg-type]
+        rows = [(step % number * batch, (step % number + 1) * batch) for step in steps]
+        return [decode(maps.rows(*row), height, width, **options) for row in rows]  # type: ignore[arg-type]
 
 
 def default_levels(infos: Sequence[FeatureInfo]) -> list[int]:

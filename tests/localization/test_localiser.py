@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from snn_core.backbones import create
+from snn_core.backbones.encoder import FrameEncoder
 from snn_core.backbones.features import Backbone, FeatureInfo
 from snn_core.datasets import BoxDataset, FrameDataset
-from snn_core.errors import ArgumentError
+from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.localization import (
     Detections,
     HeadMaps,
@@ -17,13 +21,16 @@ from snn_core.localization import (
     LocalizationConfig,
     decode,
     detect_all,
+    detect_steps,
     evaluate_detections,
     localization_loss,
     train_localiser,
+    training,
 )
 from snn_core.localization.head import LeakyMean, default_levels
 from snn_core.localization.loss import assign
-from snn_core.localization.training import shifted
+from snn_core.localization.training import cropped, one_cycle, shifted
+from snn_core.neurons import LIF
 from snn_core.seeding import make_generator
 
 SIDE = 16
@@ -41,7 +48,7 @@ def maps_of(boxes: Tensor, labels: Tensor, stride: int = 4, side: int = 16, clas
         torch.full((number, cells, cells), -20.0), torch.zeros(number, classes, cells, cells),
         torch.ones(number, 4, cells, cells), stride,
     )  # fmt: skip
-    sample, place, found = assign(maps.points(), boxes, labels, stride)
+    sample, place, found, _ = assign(maps.points(), boxes, labels, stride)
     maps.objectness.flatten(1)[sample, place] = 20
     maps.class_logits.flatten(2)[sample, labels[sample, found], place] = 20
     points, true = maps.points()[place], boxes[sample, found]
@@ -93,13 +100,15 @@ def test_loss_without_any_object() -> None:
 def test_places_belong_to_the_nearest_object() -> None:
     points = maps_of(BOXES, LABELS, stride=2).points()
     boxes = torch.tensor([[[2.0, 2, 8, 8], [4, 2, 10, 8], [15.4, 15.4, 15.6, 15.6]]])
-    sample, place, found = assign(points, boxes, torch.tensor([[0, 1, 2]]), 2)
+    sample, place, found, central = assign(points, boxes, torch.tensor([[0, 1, 2]]), 2)
     assert sample.tolist() == [0] * len(place)
     middles = (boxes[0, :, :2] + boxes[0, :, 2:]) / 2
-    for where, which in zip(points[place], found, strict=True):
+    for where, which, learns in zip(points[place], found, central, strict=True):
         distance = (where - middles).abs().amax(1)
         assert distance[which] == distance.min()
         assert distance[which] <= 2
+        assert learns == (distance[which] <= 1.5)
+    assert not central.all()
     assert sorted(set(found.tolist())) == [0, 1, 2]  # the last, smaller than a place, has the nearest one
 
 
@@ -155,7 +164,7 @@ def test_a_backbone_without_time_sees_every_step() -> None:
     model = Localiser(Plain(), 3)
     maps = model(torch.ones(3, 2, 2, SIDE, SIDE, dtype=torch.uint8))
     assert maps.objectness.shape == (6, 4, 4)
-    assert isinstance(model.head.neuron, torch.nn.ReLU)
+    assert not any(isinstance(module, LIF) for module in model.modules())
 
 
 def test_default_levels() -> None:
@@ -226,6 +235,27 @@ def test_shifts_keep_boxes_on_what_they_show() -> None:
     assert max(abs(value) for change in changes for value in change) == 3
 
 
+def test_squares_hold_an_object() -> None:
+    data = squares(40, seed=6)
+    frames, boxes, labels = cropped(
+        data.frames.frames.transpose(0, 1), data.boxes.transpose(0, 1), data.labels, 9, make_generator(0)
+    )
+    assert frames.shape == (3, 40, 2, 9, 9)
+    assert labels.shape == (3, 40, 2)
+    whole = ((boxes >= 0) & (boxes <= 9)).all(-1) & (labels >= 0)
+    assert whole[-1].any(1).all()
+    corners = set()
+    for sample, thing in torch.nonzero(whole[-1]).tolist():
+        x, y, right, bottom = boxes[-1, sample, thing].int().tolist()
+        a, b, c, d = data.boxes[sample, -1, thing].int().tolist()
+        assert torch.equal(frames[-1, sample, :, y:bottom, x:right], data.frames.frames[sample, -1, :, b:d, a:c])
+        corners.add((x, y))
+    assert len(corners) > 5
+    middles = (boxes[..., :2] + boxes[..., 2:]) / 2
+    assert torch.equal(labels >= 0, (data.labels >= 0) & ((middles >= 0) & (middles < 9)).all(-1))
+    assert (labels[:, data.labels[:, 1] >= 0, 1] < 0).any()  # the other one of some lies outside
+
+
 def middle_of_events(data: BoxDataset) -> list[Detections]:
     """A box of the right size round the middle of the last step's events, of the commoner class."""
     counts = data.frames.frames[:, -1].float().sum(1)
@@ -255,14 +285,75 @@ def test_learns_where_and_what() -> None:
     assert found > 0.7
 
 
-def test_same_seed_same_network() -> None:
-    train = squares(30, seed=0)
-    config = LocalizationConfig(epochs=1, batch_size=10, shift=2)
-    states = []
-    for _ in range(2):
-        model = Localiser(backbone(), 2, [1], channels=4)
-        torch.manual_seed(0)
-        model.load_state_dict({key: torch.full_like(v, 0.1) for key, v in model.state_dict().items()})
-        train_localiser(model, train, config, quiet=True)
-        states.append(model.state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+def small_net() -> Localiser:
+    model = Localiser(backbone(), 2, [1], channels=4, class_channels=6)
+    model.backbone.encoder = FrameEncoder(2, None, "log1p")
+    generator = make_generator(0, "weights")
+    for values in model.parameters():
+        if values.ndim > 1:
+            values.data = 0.3 * torch.randn(values.shape, generator=generator)
+    return model
+
+
+def same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(state[key], other[key]) for key in state)
+
+
+SHORT = LocalizationConfig(epochs=3, batch_size=10, shift=2, crop=12, full=0.4)
+
+
+def test_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also: the same seed gives the same network."""
+    train, path = squares(30, seed=0), tmp_path / "state.safetensors"
+    model = small_net()
+    history = train_localiser(model, train, SHORT, quiet=True)
+    calls, step = [], training._step
+
+    def fails(*arguments: Any) -> Tensor:
+        calls.append(arguments[2][0].shape[-1])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "_step", fails)
+    with pytest.raises(KeyboardInterrupt):
+        train_localiser(small_net(), train, SHORT, state_path=path, quiet=True)
+    again = small_net()
+    with pytest.raises(CheckpointError, match=r"state.safetensors is of a training with other settings"):
+        train_localiser(again, train, SHORT.model_copy(update={"epochs": 4}), state_path=path, quiet=True)
+    rest = train_localiser(again, train, SHORT, state_path=path, quiet=True)
+    assert calls[5:] == [12] * 3 + [SIDE] * 3  # two epochs are left, of which the last sees the whole field
+    assert [{**record, "seconds": 0} for record in rest] == [{**record, "seconds": 0} for record in history]
+    assert same(model.state_dict(), again.state_dict())
+    finished = small_net()
+    train_localiser(finished, train, SHORT, state_path=path, quiet=True)
+    assert same(model.state_dict(), finished.state_dict())
+    assert len(calls) == 11
+
+
+def test_bfloat16_learns_too() -> None:
+    config = SHORT.model_copy(update={"precision": "bfloat16", "learning_rate": 1e-2})
+    model = small_net()
+    history = train_localiser(model, squares(30, seed=0), config, quiet=True)
+    assert history[-1]["boxes"] < history[0]["boxes"]
+    assert {values.dtype for values in model.parameters()} == {torch.float32}
+
+
+def test_learning_rate() -> None:
+    rates = [one_cycle(step / 100, 0.2) for step in range(101)]
+    assert rates[0] == pytest.approx(1 / 25)
+    assert rates[20] == 1
+    assert rates == [*sorted(rates[:20]), *sorted(rates[20:], reverse=True)]
+    assert one_cycle(0, 0) == 1
+    assert rates[-1] == pytest.approx(0)
+
+
+def test_steps_from_one_pass() -> None:
+    data = squares(12, seed=2)
+    model = small_net().eval()
+    found = detect_steps(model, data, [0, -1], batch_size=5)
+    for step, one in zip((0, 2), found, strict=True):
+        for a, b in zip(one, detect_all(model, data, step=step, batch_size=5), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert any(len(a.boxes) for a in found[0])
+    assert any(a.scores.tolist() != b.scores.tolist() for a, b in zip(*found, strict=True))
