@@ -21,6 +21,8 @@ ABLATIONS: dict[str, Settings] = {
     "no-logits": {"logit_learning_rate": 0.0},
     "no-sampler": {"logit_learning_rate": 0.0, "eta": 0.0, "eid_weight": 0.0},
     "no-anchor": {"rho": 0.0},
+    # Not without one of its parts, but with relaxed draws in the place of exact ones, as steep at the end as hard ones.
+    "relaxed": {"draws": "relaxed", "temperature": 5.0, "temperature_final": 0.1},
 }
 
 

@@ -17,6 +17,7 @@ from snn_core.kernels.topk_sampler.weights import (
     absolute_deviation,
     columns_to_weight,
     mask_weight,
+    relaxed_mask,
     update_logits_,
     weight_columns,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "gumbel_noise",
     "hard_topk",
     "mask_weight",
+    "relaxed_mask",
     "relaxed_topk",
     "relaxed_topk_backward",
     "sample_topk",

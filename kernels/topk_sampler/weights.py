@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snn_core.errors import ArgumentError
 from snn_core.kernels.native import native_backend, wanted_backend
-from snn_core.kernels.topk_sampler.ops import MAX_POSITIONS, relaxed_topk_backward, topk_sample
+from snn_core.kernels.topk_sampler.ops import MAX_POSITIONS, relaxed_topk, relaxed_topk_backward, topk_sample
 from snn_core.kernels.topk_sampler.reference import seeded_key
 from snn_core.kernels.topk_sampler.schema import (
     absolute_deviation_operator,
@@ -120,6 +120,23 @@ def mask_weight(
     ).t()  # fmt: skip
     mask = columns_to_weight(hard, weight)
     return (weight * mask if beta == 0 else torch.where(mask, weight, weight * beta)), mask, 0
+
+
+def relaxed_mask(weight: Tensor, logits: Tensor, m: int, options: KeyOptions, temperature: float) -> Tensor:
+    """The sum of the relaxed draws with the key that :func:`mask_weight` takes the top n of.
+
+    Args:
+        weight, logits, m, options: as for :func:`mask_weight`.
+        temperature: of the relaxed draws.
+
+    Returns:
+        float32 in the weight's shape and layout, >= 0, n in every block; NaN where the key is not finite.
+    """
+    magnitude = weight_columns(weight.detach(), m).float().abs().t()
+    key = seeded_key(
+        logits.t(), magnitude, options.kappa, options.rho, options.eta, options.seed, options.offset
+    )  # fmt: skip
+    return columns_to_weight(relaxed_topk(key, options.n, temperature).t(), weight)
 
 
 def update_logits_(

@@ -60,7 +60,6 @@ class NMPruner(ABC):
     """
 
     method: str
-    _fades = False  # whether the option mask_decay is this method's
 
     def __init__(
         self,
@@ -122,6 +121,10 @@ class NMPruner(ABC):
 
     def _freeze_fraction(self) -> float:
         return self.config.freeze
+
+    def _fades(self) -> bool:
+        """Whether the option ``mask_decay`` is this method's."""
+        return False
 
     def _method_state(self) -> dict[str, Tensor]:
         return {}
@@ -233,7 +236,7 @@ class NMPruner(ABC):
     def schedule(self) -> Schedule:
         """Temperature, noise and the like at the present step."""
         schedule = schedule_at(self.config, self.steps_done, self._freeze_step(), self.total_steps)
-        return schedule if self._fades else replace(schedule, beta=0.0)
+        return schedule if self._fades() else replace(schedule, beta=0.0)
 
     # ---- state -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from snn_core.sparsity import NMPattern
 
@@ -49,6 +56,10 @@ class PruneConfig(BaseModel):
     )
     eta: float = Field(
         default=0.15, ge=0, description="scale of the Gumbel noise at the start; falls linearly to 0 at the freeze"
+    )
+    draws: Literal["exact", "relaxed"] = Field(
+        default="exact",
+        description="what training computes with: exact draws of N of M, or (an ablation) the relaxed ones",
     )
     temperature: float = Field(default=1.0, gt=0, description="of the relaxed draws at the start")
     temperature_final: float = Field(
@@ -153,6 +164,14 @@ class PruneConfig(BaseModel):
         if exclude is not None:
             changes["exclude"] = tuple(exclude)
         return self.model_copy(update=changes)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """States and results of before this setting existed are of the same run."""
+        values: dict[str, Any] = handler(self)
+        if self.draws == "exact":
+            values.pop("draws", None)
+        return values
 
     @field_validator("pattern")
     @classmethod

@@ -13,6 +13,7 @@ from snn_core.kernels.topk_sampler import (
     KeyOptions,
     absolute_deviation,
     mask_weight,
+    relaxed_mask,
     update_logits_,
 )
 from snn_core.pruning.config import PruneConfig
@@ -78,7 +79,11 @@ class GroupSearch:
             options = KeyOptions(
                 self.group.pattern.n, schedule.kappa, self._rho(layer), schedule.eta, self._seeds[layer.name], step
             )
-            effective, layer.drawn = self._masked(layer, options, schedule.beta)
+            if self.config.draws == "relaxed":
+                layer.drawn = self._relaxed(layer, options, schedule.temperature)
+                effective = (layer.weight.detach() * layer.drawn).to(layer.weight.dtype)
+            else:
+                effective, layer.drawn = self._masked(layer, options, schedule.beta)
             layer.keep_effective(effective)
             self._keys[layer.name] = options
 
@@ -93,6 +98,12 @@ class GroupSearch:
         if wrong:
             raise NonFiniteError(f"layer {layer.name!r}: the weights or logits became non-finite ({wrong} blocks)")
         return masked, mask
+
+    def _relaxed(self, layer: PrunedLayer, options: KeyOptions, temperature: float) -> Tensor:
+        soft = relaxed_mask(layer.weight, self._part(self.logits, layer), self.group.pattern.m, options, temperature)
+        if not bool(torch.isfinite(soft.sum())):
+            raise NonFiniteError(f"layer {layer.name!r}: the weights or logits became non-finite")
+        return soft
 
     # ---- learning --------------------------------------------------------------------------------------------------
 
@@ -120,7 +131,7 @@ class GroupSearch:
                 target=self._part(self.targets, layer) if pull and self.targets is not None else None,
                 pull=config.eid_weight * slope * pull,
                 pull_key=config.eid_match == "key",
-                decay=config.sr_ste_decay,
+                decay=config.sr_ste_decay if config.draws == "exact" else 0.0,
             )
             if wrong:
                 raise NonFiniteError(

@@ -33,13 +33,19 @@ class SpikeNMPruner(NMPruner):
     through the relaxed draws, and EID's soft targets, with their own Adam. With ``rho = 1``, no noise, no
     mask decay and a logit rate of 0 it is SR-STE with a freeze.
 
+    With ``draws="relaxed"``, an ablation, training computes with the relaxed draws themselves, ``w * soft`` (sum N a
+    block, dense until the temperature is low), and its true gradients: those of the weights are multiplied by ``soft``
+    when the optimiser steps. The freeze cuts to the top N. Mask decay and the pull of dropped weights do not apply.
+
     Raises:
         NonFiniteError: from :meth:`step`'s optimiser hook or a forward pass, when logits, their gradient or weights
             become NaN or infinite; the message names the layer.
     """
 
     method = "spikenm"
-    _fades = True
+
+    def _fades(self) -> bool:
+        return self.config.draws == "exact"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._searches: dict[BlockGroup, GroupSearch] = {}
@@ -82,6 +88,9 @@ class SpikeNMPruner(NMPruner):
         for capture in self._captures.values():
             capture.due = schedule.eid_due
 
+    def _apply_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
+        return super()._apply_mask(weight, mask).to(weight.dtype)  # relaxed masks are float32
+
     def _evaluation_masks(self) -> dict[str, Tensor]:
         self._prepare()
         schedule = self.schedule()
@@ -98,8 +107,12 @@ class SpikeNMPruner(NMPruner):
         if self.config.logit_learning_rate > 0:
             for search in drawn:
                 search.update_logits(schedule)
-        elif self.config.sr_ste_decay > 0:
+        elif self.config.sr_ste_decay > 0 and self.config.draws == "exact":
             pull_dropped(self.layers, self.config.sr_ste_decay)
+        if self.config.draws == "relaxed":
+            for layer in self.layers:
+                if layer.weight.grad is not None and layer.drawn is not None:
+                    layer.weight.grad.mul_(layer.drawn)
 
     def _update_credits(self) -> None:
         """The credits captured since the last step, summed over the ranks, into the running means.

@@ -187,6 +187,40 @@ def test_logit_gradient_equals_autograd_through_the_sampler(mask_decay):
     assert float(expected.abs().max()) > 1e-5
 
 
+def test_relaxed_draws_train_with_their_own_value_and_gradient():
+    """The ablation: loss, gradients of weights and logits against autograd through soft masks; hard at the freeze."""
+    model = Net()
+    optimizer = make_optimizer(model)
+    config = CONFIG.model_copy(update={"draws": "relaxed", "temperature": 2.0, "eid_weight": 0.0, "freeze": 0.5})
+    pruner = SpikeNMPruner(model, config=config, include=["hidden"], optimizer=optimizer, total_steps=STEPS)
+    train(model, optimizer, pruner, range(2))
+    logits = pruner.logits["hidden"].clone().requires_grad_()
+    weight = model.hidden.weight.detach().clone().requires_grad_()
+    schedule = pruner.schedule()
+    assert schedule.beta == 0
+    noise = reference.seeded_gumbel(derive_seed(0, "spikenm", "hidden"), 2, logits.shape[0], 4)
+    blocks = to_blocks(weight.detach(), 4).reshape(-1, 4)
+    key = schedule.kappa * logits + blocks.abs() / blocks.abs().std() + schedule.eta * noise
+    soft = from_blocks(reference.relaxed_topk(key, 2, schedule.temperature), weight.shape)
+    twin = Net()
+    twin.load_state_dict(model.state_dict())
+    x_seq, labels = make_batch(2)
+    used = {"hidden.weight": weight * soft}
+    loss = nn.functional.cross_entropy(torch.func.functional_call(twin, used, (x_seq,)), labels)
+    of_weight, of_logits = torch.autograd.grad(loss, (weight, logits))
+    (search,) = pruner._searches.values()
+    search.exp_avg.zero_()
+    train(model, optimizer, pruner, [2])
+    torch.testing.assert_close(model.hidden.weight.grad, of_weight, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(search.exp_avg.t() / (1 - 0.9), of_logits, rtol=1e-3, atol=1e-7)
+    assert min(float(of_weight.abs().max()), float(of_logits.abs().max())) > 1e-5
+    assert "draws" in config.model_dump()
+    assert "draws" not in CONFIG.model_dump()
+    train(model, optimizer, pruner, range(3, STEPS))
+    assert pruner.frozen
+    assert check_nm(model.hidden.weight, "2:4") == 0
+
+
 def test_evaluation_is_deterministic_and_masked_during_the_search():
     model = Net()
     optimizer = make_optimizer(model)
