@@ -30,7 +30,8 @@ from distillation_studies import OTHER_NETWORKS, STUDIES, Study, get_study
 from studies import make_all
 
 from snn_core.backbones import list_backbones
-from snn_core.distillation import list_methods
+from snn_core.distillation import DistillConfig, create_method, list_methods
+from snn_core.distillation.methods.matched import MatchedMethod
 from snn_core.errors import InterruptedRunError
 
 #: Of a cell, what all cells of a study share.
@@ -73,7 +74,9 @@ class Planner:
         entries = [(int(ipc), method) for ipc, methods in self.study.grid.items() for method in methods]
         if fold != "test" and not self.tuning:
             entries = [(ipc, method) for ipc, method in entries if ipc == 1 and method in self.study.cross_validated]
-        return [(ipc, method) for ipc, method in entries if method in self.methods]
+        return [
+            (ipc, method) for ipc, method in entries if method in self.methods and not self.is_pace(method, ipc)
+        ]  # fmt: skip
 
     def full(self) -> list[Cell]:
         """The full-data reference: a cell for each network."""
@@ -124,13 +127,24 @@ class Planner:
         return self.study.evaluation_config(ipc, network).model_dump(mode="json")
 
     def left_out(self) -> dict[str, str]:
-        """What the study names and this code does not have."""
+        """What the study names and this code does not have, and what would only be PACE again."""
         named = {method for methods in self.study.grid.values() for method in methods}
         return dict.fromkeys(sorted(named - set(list_methods())), "no such method here") | {
             f"network {name}": f"no backbone {OTHER_NETWORKS[name][0]} here"
             for name in self.study.networks_also
             if name not in self.networks
-        }
+        } | {f"{method}, IPC {ipc}": "the same settings as pace"
+             for ipc, methods in self.study.grid.items() for method in methods
+             if method in self.methods and self.is_pace(method, int(ipc))}  # fmt: skip
+
+    def is_pace(self, method: str, ipc: int) -> bool:
+        """Whether an ablation takes away what the study's settings do not use, so that PACE is left."""
+        return method.startswith("pace/") and self.effective(method, ipc) == self.effective("pace", ipc)
+
+    def effective(self, method: str, ipc: int) -> DistillConfig:
+        """The settings that a form of PACE comes to run with."""
+        made, config = create_method(method), self.study.distill_config(method, ipc)
+        return made.config_of(config) if isinstance(made, MatchedMethod) else config
 
 
 def compact(cell: Cell) -> Cell:

@@ -15,7 +15,7 @@ def show(name: str, body: Row) -> None:
     titles = ("accuracy % (sets)", "of full", "- random", "- herding", "pace minus (bound)", "pair", "within",
               "train s", "bytes")  # fmt: skip
     widths = (19, 8, 9, 9, 27, 6, 6, 8, 11)
-    print(f"{'tested':6} {'network':15} {'method':18} {'ipc':>4} "
+    print(f"{'tested':12} {'network':15} {'method':18} {'ipc':>4} "
           + " ".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)))  # fmt: skip
     for row in body["rows"]:
         cells = (
@@ -25,7 +25,7 @@ def show(name: str, body: Row) -> None:
             f"{row['frame_bytes']:,}",
         )  # fmt: skip
         line = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        print(f"{row['protocol']:6} {row['network']:15} {row['method']:18} {row['ipc']:4d} {line}")
+        print(f"{row['protocol']:12} {row['network']:15} {row['method']:18} {row['ipc']:4d} {line}")
     others = [row for row in body["rows"] if "gain_kept" in row]
     if others:
         print("\ngain over random on another network, as part of the gain on the same")
@@ -33,7 +33,7 @@ def show(name: str, body: Row) -> None:
         print(f"  {row['network']:15} {row['method']:18} {row['gain_kept']:.2f}")
     print("\nmaking a set: seconds of the method, of its teachers; bytes of the file (medians)")
     for row in body["production"]:
-        print(f"  {row['protocol']:6} {row['method']:18} {row['ipc']:4d} {row['distillation_seconds']:9.1f} "
+        print(f"  {row['protocol']:12} {row['method']:18} {row['ipc']:4d} {row['distillation_seconds']:9.1f} "
               f"{row['teacher_seconds']:9.1f} {row['file_bytes']:11,}")  # fmt: skip
     for cell in body["failed"]:
         print(f"failed: {cell.get('method', cell['kind'])}: {cell['result']['failed']}")

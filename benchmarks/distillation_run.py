@@ -17,10 +17,12 @@ from torch import Tensor
 
 from snn_core.datasets import FrameDataset, load, stratified_folds
 from snn_core.distillation import (
+    CondensationMethod,
     DistillConfig,
     DistilledDataset,
     EvaluationConfig,
     TeacherConfig,
+    TeacherPool,
     create_method,
     evaluate_full,
     evaluate_product,
@@ -29,6 +31,10 @@ from snn_core.distillation import (
 )
 from snn_core.errors import CheckpointError, NonFiniteError
 from snn_core.files import sha256_json
+from snn_core.seeding import derive_seed
+
+#: Selections that have no other draw than their teacher.
+OWN_TEACHER = ("herding", "k-centre")
 
 
 @functools.lru_cache(maxsize=2)
@@ -119,14 +125,29 @@ def teachers(folder: Path, cell: Cell) -> Cell:
     return {"seconds": train_teachers(parts(cell)[0], config, seed=0, quiet=True, device=cell["device"]).seconds}
 
 
+def pool_of(
+    cell: Cell, train_set: FrameDataset, config: DistillConfig, method: CondensationMethod, **options: Any
+) -> TeacherPool | None:
+    """The teachers of a product; None where it needs none.
+
+    A selection that has no other draw gets a network of its own for every seed, trained to the end, so that its sets
+    differ, and costs what that took. Else the pool is the same for every seed: distilled sets differ by their own
+    draws, as from one user's teachers.
+    """
+    if cell["method"] in OWN_TEACHER:
+        alone = config.teachers.model_copy(update={"count": 1, "snapshots": (1.0,), "also": ()})
+        return train_teachers(train_set, alone, seed=derive_seed(cell["seed"], "selection"), **options)
+    if method.needs_teachers or config.init in ("herding", "k-centre"):
+        return train_teachers(train_set, config.teachers, seed=0, **options)
+    return None
+
+
 def product(folder: Path, cell: Cell) -> Cell:
     """Make one product; an interrupted one goes on where its state was kept."""
     train_set, _ = parts(cell)
     config, method = DistillConfig.model_validate(cell["settings"]), create_method(cell["method"])
     options: dict[str, Any] = {"quiet": True, "device": cell["device"]}
-    # The pool is the same for every seed: distilled sets differ by their own draws, as from one user's teachers.
-    wanted = method.needs_teachers or config.init in ("herding", "k-centre")
-    pool = train_teachers(train_set, config.teachers, seed=0, **options) if wanted else None
+    pool = pool_of(cell, train_set, config, method, **options)
     path = product_file(folder, cell)
     state = path.with_suffix(".state")
     made = method(

@@ -17,11 +17,19 @@ Key = tuple[int, Any]
 FULL = "full"
 
 
+def protocol_of(cell: Row) -> str:
+    """Where a set or reference is tested: "test", or on how many folds of the training split."""
+    if cell["fold"] == "test":
+        return "test"
+    count, held = cell["data"]["folds"], cell["data"]["held_folds"]
+    return f"{count}-fold" if cell["tuning"] or not held else f"{count - held} of {count} folds"
+
+
 def flatten(cell: Row) -> Row:
     """A finished evaluation in one level: protocol, network, method, ipc, seed, fold, result of set and networks."""
     made = cell.get("product", cell)
     return {
-        "protocol": "test" if made["fold"] == "test" else f"{made['data']['folds']}-fold",
+        "protocol": protocol_of(made),
         "network": cell["network"],
         "method": made.get("method", FULL),
         "ipc": made.get("ipc", 0),
@@ -148,8 +156,7 @@ def production(cells: Iterable[Row]) -> list[Row]:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for cell in cells:
         if "distillation_seconds" in cell["result"]:
-            protocol = "test" if cell["fold"] == "test" else f"{cell['data']['folds']}-fold"
-            groups.setdefault((protocol, cell["method"], cell["ipc"]), []).append(cell["result"])
+            groups.setdefault((protocol_of(cell), cell["method"], cell["ipc"]), []).append(cell["result"])
     return [
         {"protocol": key[0], "method": key[1], "ipc": key[2], "sets": len(results)}
         | {"file_bytes": round(statistics.median(result["file_bytes"] for result in results))}

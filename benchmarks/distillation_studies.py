@@ -8,6 +8,7 @@ cross-validation.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from studies import ChangeableStudy, Settings, find_study
 
@@ -16,7 +17,7 @@ from snn_core.errors import ArgumentError
 from snn_core.training import TrainConfig
 
 #: What every IPC is compared with, and what IPC 1 alone is.
-MAIN = ("pace", "random", "herding", "dm/time-mean", "dm/time-mean-sdr")
+MAIN = ("pace", "pace/multi", "random", "herding", "dm/time-mean", "dm/time-mean-sdr")
 OTHERS = ("k-centre", "forgetting", "dc", "dc/time-mean", "dm", "dm/sdr", "ncfm", "ncfm/time-mean")
 ABLATIONS = ("pace/no-sdr", "pace/amplitude-only", "pace/no-coherence", "pace/no-dft", "pace/no-cf", "pace/no-peqn")
 
@@ -49,7 +50,8 @@ class Study(ChangeableStudy):
             samples alone and cuts them into ``folds`` of its own. Where nothing is cross-validated, tuning has all of
             the training split. tuning_folds: how many folds are used for tuning.
         first_seed: of the reported sets; tuning has those from 0 on.
-        distill: settings of DistillConfig, for all methods; methods: for one method alone.
+        distill: settings of DistillConfig, for all methods; methods: for one method alone. formation: clips in a
+            sample of "pace/multi", which is reported apart.
         evaluate: of EvaluationConfig; evaluate_at: changes for an IPC. full: of TrainConfig, for all data.
         networks_also: names of OTHER_NETWORKS for transfer; transferred: methods that are; other_networks: fresh ones
             a set; full_also: whether these are trained on all data too.
@@ -76,6 +78,7 @@ class Study(ChangeableStudy):
     first_seed: int = 100
     distill: Settings = field(default_factory=dict)
     methods: dict[str, Settings] = field(default_factory=dict)
+    formation: Settings = field(default_factory=lambda: {"formation_space": 2})
     evaluate: Settings = field(default_factory=dict)
     evaluate_at: dict[str, Settings] = field(default_factory=dict)
     full: Settings = field(default_factory=dict)
@@ -95,8 +98,10 @@ class Study(ChangeableStudy):
     def distill_config(self, method: str, ipc: int) -> DistillConfig:
         """Of a method: the study's, then those of "METHOD" and of "METHOD/FORM"."""
         base = method.partition("/")[0]
-        own = merged(merged(self.distill, self.methods.get(base, {})), self.methods.get(method, {}))
-        return DistillConfig.model_validate(own | {"ipc": ipc})
+        own = merged(self.distill, self.methods.get(base, {}))
+        if method == "pace/multi":
+            own |= self.formation
+        return DistillConfig.model_validate(merged(own, self.methods.get(method, {})) | {"ipc": ipc})
 
     def evaluation_config(self, ipc: int, network: str) -> EvaluationConfig:
         """Of a network: "same", or one of OTHER_NETWORKS. ``ipc`` 0: all data, trained with ``full``."""
@@ -123,6 +128,8 @@ class Study(ChangeableStudy):
                 raise ArgumentError(f"networks_also: {network!r} is unknown; there are {', '.join(OTHER_NETWORKS)}")
             self.evaluation_config(1, network)
         TrainConfig.model_validate(self.full)
+        if self.cross_validated and not 1 <= self.held_folds < self.folds:
+            raise ArgumentError(f"held_folds: got {self.held_folds}, need 1 .. {self.folds - 1} of {self.folds} folds")
 
 
 def merged(base: Settings, changes: Settings) -> Settings:
@@ -143,6 +150,24 @@ _SMALL = (*MAIN, *OTHERS, *ABLATIONS)
 #: 1,176 / 288 recordings of 128 x 128 pixels in 11 classes: a stem of stride 4 first.
 _GESTURE_NET = {"stem_stride": 4, "channels": [32, 64, 64, 64], "norm_gain": 1.0}
 
+
+def _recorded(data: str, about: str, *, T: int, batch_size: int, teacher_epochs: int, **more: Any) -> Study:
+    """The large grid on recordings of 128 x 128 pixels, augmented by the policy that has the data's name."""
+    training = {"batch_size": batch_size, "learning_rate": 3e-3, "augment": data}
+    return Study(
+        data, about, data, T=T, grid={"1": _SMALL, "10": MAIN}, sets=5, networks=5, full_networks=5,
+        full=training | {"epochs": 100},
+        evaluate={"backbone_options": _GESTURE_NET, "steps": 600, "training": {"augment": data}},
+        distill={
+            "iterations": 1000, "max_shift": 8, "num_shifts": 12, "real_batch": 16,
+            "teachers": {
+                "backbone_options": _GESTURE_NET | {"pool": "avg"}, "training": training | {"epochs": teacher_epochs},
+            },
+        },
+        networks_also=(), device="cuda", **more,
+    )  # fmt: skip
+
+
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
@@ -159,8 +184,9 @@ STUDIES: dict[str, Study] = {
         Study(
             "motion-sim", "motion-sim (simulated): classes that differ in their motion alone, in pairs",
             "motion-sim", T=8, train_limit=3000, test_limit=1200, pairs=True, grid={"1": _SMALL, "10": MAIN}, sets=4,
-            full={"epochs": 16, "batch_size": 50, "augment": "none"}, evaluate={"training": {"augment": "shift"}},
-            distill={"teachers": {"training": {"epochs": 12, "batch_size": 50, "augment": "none"}}},
+            # The same augmentation for all that trains: networks on all data, teachers, networks on distilled sets.
+            full={"epochs": 16, "batch_size": 50, "augment": "shift"}, evaluate={"training": {"augment": "shift"}},
+            distill={"teachers": {"training": {"epochs": 16, "batch_size": 50, "augment": "shift"}}},
         ),
         Study(
             "digits", "digits-dvs (simulated): a minute, to see that everything works",
@@ -177,35 +203,10 @@ STUDIES: dict[str, Study] = {
             evaluate={"backbone_options": _GESTURE_NET}, networks_also=(),
             distill={"teachers": {"backbone_options": _GESTURE_NET | {"pool": "avg"}}},
         ),
-        Study(
-            "dvs-gesture", "DVS128 Gesture, real recordings, where they are; on a GPU",
-            "dvs-gesture", T=16, grid={"1": _SMALL, "10": MAIN}, sets=5, networks=5, full_networks=5,
-            full={"epochs": 100, "batch_size": 16, "learning_rate": 3e-3, "augment": "dvs-gesture"},
-            evaluate={"backbone_options": _GESTURE_NET, "steps": 600, "training": {"augment": "dvs-gesture"}},
-            distill={
-                "iterations": 1000, "max_shift": 8, "num_shifts": 12, "real_batch": 16,
-                "teachers": {
-                    "backbone_options": _GESTURE_NET | {"pool": "avg"},
-                    "training": {"epochs": 60, "batch_size": 16, "learning_rate": 3e-3, "augment": "dvs-gesture"},
-                },
-            },
-            networks_also=(), device="cuda",
-        ),
-        Study(
-            "cifar10-dvs", "CIFAR10-DVS, real recordings, where they are, in SpikingJelly's split; on a GPU",
-            "cifar10-dvs", T=8, data_options={"split_name": "spikingjelly"}, grid={"1": _SMALL, "10": MAIN}, sets=5,
-            networks=5, full_networks=5,
-            full={"epochs": 100, "batch_size": 32, "learning_rate": 3e-3, "augment": "cifar10-dvs"},
-            evaluate={"backbone_options": _GESTURE_NET, "steps": 600, "training": {"augment": "cifar10-dvs"}},
-            distill={
-                "iterations": 1000, "max_shift": 8, "num_shifts": 12, "real_batch": 16,
-                "teachers": {
-                    "backbone_options": _GESTURE_NET | {"pool": "avg"},
-                    "training": {"epochs": 40, "batch_size": 32, "learning_rate": 3e-3, "augment": "cifar10-dvs"},
-                },
-            },
-            networks_also=(), device="cuda",
-        ),
+        _recorded("dvs-gesture", "DVS128 Gesture, real recordings, where they are; on a GPU", T=16, batch_size=16,
+                  teacher_epochs=60),
+        _recorded("cifar10-dvs", "CIFAR10-DVS, real recordings, where they are, in SpikingJelly's split; on a GPU",
+                  T=8, batch_size=32, teacher_epochs=40, data_options={"split_name": "spikingjelly"}),
         Study(
             "nmnist-sim-gpu", "nmnist-sim (simulated), all of MNIST, every method and IPC; on a GPU",
             "nmnist-sim", T=6, grid={"1": _SMALL, "10": MAIN, "50": MAIN}, sets=5, networks=20, full_networks=5,

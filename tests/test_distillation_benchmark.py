@@ -117,6 +117,78 @@ def test_studies_and_their_changes(scripts: SimpleNamespace) -> None:
         study.changed(['networks_also=["lenet"]'])
 
 
+def test_tuning_never_sees_what_is_reported(scripts: SimpleNamespace) -> None:
+    """No sample that a reported fold tests on is in any part of a tuning fold; reported folds do not overlap."""
+    study = scripts.studies.STUDIES["digits"].changed(['cross_validated=["pace"]', "folds=5", "held_folds=2"])
+
+    def ids(fold: int, tuning: bool) -> tuple[set[str], set[str]]:
+        train, test = scripts.run.parts({"data": study.data_settings(), "fold": fold, "tuning": tuning})
+        assert not set(train.ids) & set(test.ids)
+        return set(train.ids), set(test.ids)
+
+    assert study.fold_names(False) == ["test", 2, 3, 4]
+    reported = [ids(fold, False) for fold in (2, 3, 4)]
+    tested = set.union(*(test for _, test in reported))
+    assert len(tested) == 120 == sum(len(test) for _, test in reported)
+    assert all(len(train) == 160 for train, _ in reported)
+    for fold in (0, 4):
+        train, test = ids(fold, True)
+        assert (len(train), len(test)) == (64, 16)
+        assert not (train | test) & tested
+    with pytest.raises(ArgumentError, match="held_folds"):
+        study.changed(["held_folds=5"])
+    first = scripts.run.whole_split(study.changed(["class_limit=3"]).data_settings(), "train")
+    assert (first.num_classes, sorted(set(first.labels.tolist()))) == (3, [0, 1, 2])
+
+
+def test_ablations_that_are_pace_itself_are_left_out(scripts: SimpleNamespace) -> None:
+    study = scripts.studies.STUDIES["motion-sim"]
+    for change, gone in (
+        ("distill.time_matching=mean", "pace/no-coherence"),
+        ("distill.time_matching=coherent", None),
+        ("distill.quantize=none", "pace/no-peqn"),
+    ):
+        changed = study.changed(["distill.time_matching=coherent", change])
+        planner = scripts.main.Planner(changed, ["pace", "pace/no-coherence", "pace/no-peqn"], 1, "", [])
+        made = {cell["method"] for cell in planner.products(0)}
+        assert made == {"pace", "pace/no-coherence", "pace/no-peqn"} - {gone}
+        left = [name for name, reason in planner.left_out().items() if reason == "the same settings as pace"]
+        assert left == ([f"{gone}, IPC 1"] if gone else [])
+
+
+def test_multi_formation_is_a_method_beside_pace(scripts: SimpleNamespace) -> None:
+    study = scripts.studies.STUDIES["nmnist"].changed(["formation.formation_time=2", "methods.pace.beta=0.5"])
+    clips = {name: study.distill_config(name, 1).formation().clips for name in ("pace", "pace/multi", "random")}
+    assert clips == {"pace": 1, "pace/multi": 8, "random": 1}
+    assert study.distill_config("pace/multi", 1).beta == 0.5
+    assert all("pace/multi" in study.grid["10"] for study in scripts.studies.STUDIES.values() if "10" in study.grid
+               and study.name != "gesture-size")  # fmt: skip
+
+
+def test_selections_have_a_teacher_for_every_set(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets are two networks, and cost those; PACE has the same pool in both."""
+    monkeypatch.setenv("SNN_CACHE", str(tmp_path / "cache"))
+    study = scripts.studies.Study(**TINY).changed(["distill.teachers.snapshots=[0.5,1.0]", "distill.iterations=1"])
+    planner = scripts.main.Planner(
+        study.changed(['grid={"1":["pace","herding"]}']), ["pace", "herding"], 2, "", []
+    )  # fmt: skip
+    used = {}
+    for seed in (0, 1):
+        for cell in planner.products(seed):
+            scripts.run.product(tmp_path, cell)
+            made = scripts.run.DistilledDataset.load(scripts.run.product_file(tmp_path, cell)).provenance
+            used.setdefault(cell["method"], []).append(made)
+    assert used["pace"][0].teacher_hashes == used["pace"][1].teacher_hashes
+    own = [set(made.teacher_hashes) for made in used["herding"]]
+    assert [len(hashes) for hashes in own] == [1, 1]
+    assert not own[0] & own[1]
+    assert not (own[0] | own[1]) & set(used["pace"][0].teacher_hashes)
+    assert used["herding"][0].config["teacher"] == "0/1"
+    assert all(made.teacher_seconds > 0 for made in used["herding"])
+
+
 def make(scripts: SimpleNamespace, folder: Path, *given: str) -> dict[str, Any]:
     (folder / "tiny.json").write_text(json.dumps(TINY))
     command = ["distillation.py", "--studies", str(folder / "tiny.json"), "--code", "test", "--processes", "0", *given,

@@ -2,8 +2,9 @@
 
 The mean over recordings that start at random is still; the mean over recordings that were first turned in time until
 they agree with one of them is not, and it keeps the direction of the movement: a turn by ``tau`` multiplies the n-th
-Fourier coefficient of *every* feature by ``exp(2 pi i n tau / T)``, so phases between features stay. A reference
-that is still turns nothing: start from real recordings. (This project's choice; averaging after alignment is as old as signal averaging.)
+Fourier coefficient of *every* feature by ``exp(2 pi i n tau / T)``, so phases between features stay. A reference that
+is still turns nothing: start from real recordings. (This project's choice; averaging after alignment is as old as
+signal averaging.)
 """
 
 from __future__ import annotations

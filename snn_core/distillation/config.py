@@ -93,10 +93,10 @@ class DistillConfig(BaseModel):
     this kernel. ``frequencies``: drawn afresh, or from a distribution learned against the frames at
     ``frequency_rate``.
 
-    Memory. ``cache_megabytes``: real features of so many (teacher, view) pairs as fit are kept in memory, of a process's
-    own classes alone.
-    ``micro_batch``: clips that pass a teacher at once; a step then keeps features only, and repeats the pass of each
-    batch for its gradient. The result is that of one batch, but for rounding. None: one batch, nothing repeated.
+    Memory. ``cache_megabytes``: real features of so many (teacher, view) pairs as fit are kept in memory, of a
+    process's own classes alone. ``micro_batch``: clips that pass a teacher at once; a step then keeps features only,
+    and repeats the pass of each batch for its gradient. The result is that of one batch, but for rounding. None: one
+    batch, nothing repeated.
     """
 
     model_config = ConfigDict(extra="forbid")

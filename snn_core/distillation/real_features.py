@@ -6,7 +6,9 @@ instead of at every iteration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Hashable, Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,53 @@ from snn_core.distillation.teachers import Teacher, TeacherPool
 from snn_core.errors import ArgumentError
 
 _CELLS = 50 * 34 * 34 * 8  # of (sample, step, pixel) a forward pass: bounds the memory of maps before pooling
+
+
+class FeatureStore:
+    """Features of whole (teacher, view) pairs that several runs share, the longest unused ones dropped first.
+
+    Args:
+        megabytes: what they may take together.
+    """
+
+    def __init__(self, megabytes: int) -> None:
+        self.most = megabytes * 2**20
+        self._pairs: dict[Hashable, list[Tensor]] = {}
+
+    def get(self, key: Hashable) -> list[Tensor] | None:
+        """What is stored under ``key``, or None."""
+        found = self._pairs.pop(key, None)
+        if found is not None:
+            self._pairs[key] = found
+        return found
+
+    def put(self, key: Hashable, layers: list[Tensor]) -> None:
+        """Store under ``key``, and drop what has then no room; more than all of the room is not stored."""
+        self._pairs[key] = layers
+        while self.bytes > self.most:
+            del self._pairs[next(iter(self._pairs))]
+
+    @property
+    def bytes(self) -> int:
+        """What is stored."""
+        return sum(layer.numel() * layer.element_size() for pair in self._pairs.values() for layer in pair)
+
+
+_shared: ContextVar[FeatureStore | None] = ContextVar("shared features", default=None)
+
+
+@contextlib.contextmanager
+def shared_features(megabytes: int) -> Iterator[FeatureStore]:
+    """Inside, runs of this process on the same data, teachers and views compute real features once for all of them.
+
+    For searches, in which little but the loss changes. The frames of a run are those it has alone, but for rounding.
+    """
+    store = FeatureStore(megabytes)
+    token = _shared.set(store)
+    try:
+        yield store
+    finally:
+        _shared.reset(token)
 
 
 class RealFeatures:
@@ -64,10 +113,15 @@ class RealFeatures:
         if draws is not None and draws < len(self.samples) * len(teachers) * len(self.views):
             self.kept_pairs = 0
         self._kept: dict[int, list[Tensor]] = {}
+        # A view's chance draws have no text that tells them apart: only plain shifts are shared.
+        plain = all(view.augmentation is None for view in self.views)
+        self._store = _shared.get() if plain else None
 
     def __call__(self, teacher: int, view: int, indices: Tensor) -> list[Tensor]:
         """Features of the samples ``indices`` (int64, any shape ``[...]``): ``[T, ..., D]``, one tensor a layer."""
         pair = teacher * len(self.views) + view
+        if self._store is not None:
+            return [layer[:, torch.searchsorted(self.samples, indices)] for layer in self._stored(teacher, view)]
         if pair >= self.kept_pairs:
             features = self._compute(teacher, view, indices.flatten())
             return [layer.unflatten(1, tuple(indices.shape)) for layer in features]
@@ -75,6 +129,17 @@ class RealFeatures:
             self._kept[pair] = self._compute(teacher, view, self.samples)
         places = torch.searchsorted(self.samples, indices)
         return [layer[:, places] for layer in self._kept[pair]]
+
+    def _stored(self, teacher: int, view: int) -> list[Tensor]:
+        """Features of :attr:`samples`, from the store that runs share."""
+        assert self._store is not None
+        key = (self.dataset.content_key, self.teachers[teacher].hash, repr(self.views[view]), repr(self.layers),
+               repr(self.beta), self.feature_pool, str(self.device), tuple(self.samples.tolist()))  # fmt: skip
+        found = self._store.get(key)
+        if found is None:
+            found = self._compute(teacher, view, self.samples)
+            self._store.put(key, found)
+        return found
 
     @property
     def kept_bytes(self) -> int:

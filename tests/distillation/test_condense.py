@@ -10,7 +10,7 @@ from snn_core.backbones import create
 from snn_core.distillation import DistillConfig, MatchingTerms, SpatioTemporalMatching, TeacherPool, distill
 from snn_core.distillation.augment import View
 from snn_core.distillation.initial import initial_frames
-from snn_core.distillation.real_features import RealFeatures
+from snn_core.distillation.real_features import FeatureStore, RealFeatures, shared_features
 from snn_core.errors import ArgumentError, CheckpointError, DataError, InterruptedRunError, NonFiniteError
 from tests.distillation.conftest import make_bars, make_config, make_pool
 
@@ -273,3 +273,30 @@ def test_the_cache_of_real_features_is_bounded():
     for pair in ((0, 0), (0, 1), (1, 0), (1, 1)):
         many(*pair, picks)
     assert many.kept_bytes <= 2**20
+
+
+def test_runs_that_share_features_give_what_each_gives_alone(bars, pool, monkeypatch):
+    """The second one computes none: only its own loss differs, or the SDR weight, which is another key."""
+    alone = [distill(bars, pool, make_config(gamma=gamma), quiet=True).canvas for gamma in (1.0, 0.5)]
+    with shared_features(64) as store:
+        first = distill(bars, pool, make_config(gamma=1.0), quiet=True).canvas
+        stored = store.bytes
+        assert stored > 0
+        with monkeypatch.context() as patch:
+            patch.setattr(RealFeatures, "_compute", None)
+            second = distill(bars, pool, make_config(gamma=0.5), quiet=True).canvas
+        distill(bars, pool, make_config(beta=0.5), quiet=True)
+        assert store.bytes == 2 * stored
+    torch.testing.assert_close([first, second], alone, rtol=1e-2, atol=1e-2)
+
+
+def test_the_store_drops_what_was_not_used_for_longest():
+    store = FeatureStore(1)
+    third = [torch.zeros(2**20 // 12)]
+    for key in "abc":
+        store.put(key, third)
+    assert store.get("a") is not None
+    store.put("d", third)
+    assert [store.get(key) is not None for key in "abcd"] == [True, False, True, True]
+    store.put("e", [torch.zeros(2**19)])
+    assert store.bytes == 0

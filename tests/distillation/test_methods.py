@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
 import pytest
 import torch
 
-from snn_core.distillation import create_method, distill, list_methods, select_by_score, select_k_centre
+from snn_core.distillation import (
+    TeacherPool,
+    create_method,
+    distill,
+    list_methods,
+    select_by_score,
+    select_k_centre,
+)
 from snn_core.distillation.methods import CharacteristicMatching, DistributionMatching, gradient_matching
 from snn_core.distillation.methods.forgetting import ForgettingHook
 from snn_core.distillation.methods.gradient_matching import gradient_distance
@@ -223,3 +231,27 @@ def test_forgetting_is_repeatable(bars):
     data = make_bars(per_class=4)
     first, again = (create_method("forgetting")(data, config, seed=1, quiet=True) for _ in range(2))
     assert torch.equal(first.frames, again.frames)
+
+
+def test_selections_say_by_what_they_chose(bars):
+    """And are charged with the one teacher that they used."""
+    pool = make_pool(3)
+    pool = TeacherPool([dataclasses.replace(teacher, seconds=float(10**i)) for i, teacher in enumerate(pool)], 111.0)
+    for name in ("herding", "k-centre"):
+        made = create_method(name)(bars, make_config(layers=[-1]), teachers=pool, seed=1, quiet=True).provenance
+        assert made.config == {"ipc": 1, "layers": ["blocks.1.neuron"], "feature_pool": 2, "teacher": "1"}
+        assert (made.teacher_hashes, made.teacher_seconds) == ([pool.hashes[1]], 10.0)
+    assert create_method("random")(bars, make_config(), quiet=True).provenance.config == {"ipc": 1}
+    config = make_config(teachers=TEACHERS)
+    forgetting = create_method("forgetting")(bars, config, quiet=True).provenance
+    assert forgetting.config == {"ipc": 1, "backbone": "conv-snn", "backbone_options": {"channels": [4]},
+                                 "training": {"epochs": 3}}  # fmt: skip
+
+
+def test_pace_multi_is_pace_with_several_clips(bars):
+    for values, clips in (({}, 4), ({"formation_time": 3}, 3)):
+        config = make_config(iterations=2, **values)
+        made = create_method("pace/multi")(bars, config, teachers=make_pool(), quiet=True)
+        assert made.formation.clips == clips
+        assert made.frames.shape == (3, 3, 2, 10, 10)
+        assert len(made.decoded()) == 3 * clips

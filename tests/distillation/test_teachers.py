@@ -9,6 +9,7 @@ import torch
 
 from snn_core.distillation import TeacherConfig, TeacherPool, model_hash, train_teachers
 from snn_core.distillation.teachers import SnapshotHook
+from snn_core.distillation.training_code import sources_hash, training_code_version
 from snn_core.errors import ArgumentError, ConfigError, InterruptedRunError
 from tests.distillation.conftest import make_bars
 
@@ -54,6 +55,42 @@ def test_cache_key_depends_on_data_seed_and_settings(bars, tmp_path):
         arguments = {"dataset": bars, "config": tiny(count=1), **change}
         train_teachers(**arguments, cache_dir=tmp_path, quiet=True)
         assert len(list(tmp_path.iterdir())) == before + 2
+
+
+def test_cache_key_knows_the_code_that_trains(bars, tmp_path, monkeypatch):
+    config = tiny(count=1, training={"epochs": 1, "batch_size": 6, "augment": "none"})
+    train_teachers(bars, config, cache_dir=tmp_path, quiet=True)
+    kept = len(list(tmp_path.iterdir()))
+    monkeypatch.setattr("snn_core.distillation.teachers.training_code_version", lambda: "other")
+    train_teachers(bars, config, cache_dir=tmp_path, quiet=True)
+    assert len(list(tmp_path.iterdir())) == 2 * kept
+
+
+def test_hash_of_sources(tmp_path):
+    """Every source counts by name and content, whatever else lies there; the training's is the same every time."""
+    (tmp_path / "part").mkdir()
+    sources = [tmp_path / "module.py", tmp_path / "part" / "a.py", tmp_path / "part" / "b.cpp"]
+    for source in sources:
+        source.write_text("1")
+    places = [tmp_path / "module.py", tmp_path / "part"]
+    before = sources_hash(places)
+    (tmp_path / "part" / "a.pyc").write_text("2")
+    assert sources_hash(places) == before
+    for source in sources:
+        source.write_text("2")
+        assert sources_hash(places) != before
+        source.write_text("1")
+    sources[1].rename(tmp_path / "part" / "c.py")
+    assert sources_hash(places) != before
+    assert training_code_version() == training_code_version.__wrapped__()
+
+
+def test_one_of_a_pool_has_its_own_seconds(bars):
+    pool = train_teachers(bars, tiny(), use_cache=False, quiet=True)
+    alone = pool.only(2)
+    assert alone.hashes == [pool.hashes[2]]
+    assert alone.seconds == pytest.approx(pool[3].seconds / 2)
+    assert pool[1].seconds + pool[3].seconds == pytest.approx(pool.seconds)
 
 
 def test_training_is_repeatable_without_the_cache(bars):
