@@ -22,6 +22,7 @@ import torch
 from gpu_common import Report, Suite, release, usable
 from gpu_matmul import matmul
 from gpu_measure import grid, launches, lif, memory, open_neuromorphic, training_step
+from gpu_pruning import pruning
 from lif_contenders import version
 from measure import copy_seconds, random_inputs
 from watched import watched
@@ -170,7 +171,7 @@ def sanitizer(suite: Suite) -> Report:
 PARTS: dict[str, Callable[[Suite], Report]] = {
     part.__name__: part
     for part in (environment, build, check, lif, matmul, tests, sanitizer, memory, launches, open_neuromorphic,
-                 training_step, grid)
+                 training_step, grid, pruning)
 }  # fmt: skip
 
 

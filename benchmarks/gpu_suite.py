@@ -32,11 +32,14 @@ from watched import end_on_request, watched
 
 ROOT = source_tree.ROOT
 Report = dict[str, Any]
-#: The parts in their order, and the seconds that each may take; the last one may take what is left, too.
+#: The parts in their order, and the seconds that each may take; the last one, unless it is LAST, may take what is left.
 SHARES = {
     "environment": 30, "build": 100, "check": 60, "lif": 75, "matmul": 60, "tests": 50, "sanitizer": 50, "memory": 15,
     "launches": 15, "open_neuromorphic": 30, "training_step": 15, "grid": 20,
+    "pruning": 300,
 }  # fmt: skip
+#: Trains for minutes what a later run goes on with: done when it is named, or when nothing else is open.
+LAST = "pruning"
 #: Needed in every run, though they were done in an earlier one: a machine may be new.
 ALWAYS = ("environment", "build")
 #: Less time than this is of use to no part.
@@ -90,6 +93,15 @@ def child_command(name: str, arguments: argparse.Namespace) -> list[str]:
     return [sys.executable, str(ROOT / "benchmarks/gpu_suite.py"), "--part-child", name, *options]
 
 
+def plan(named: list[str] | None, report: Report) -> list[str]:
+    """The parts to run, in their order: those named, else what the report lacks, LAST only when it is all it lacks."""
+    open_ones = [part for part in SHARES if state(report.get(part, {"failed": True})) in ("FAILED", "incomplete")]
+    if open_ones != [LAST]:
+        open_ones = [part for part in open_ones if part not in (LAST, *ALWAYS)]
+    chosen = named or [*ALWAYS, *open_ones]
+    return [part for part in SHARES if part in chosen]
+
+
 def run_part(command: list[str], seconds: float, before: Report, changed: Callable[[Report], None]) -> Report:
     """Run a part. ``before`` is what an earlier run left of it; ``changed`` gets the report whenever it grows."""
     with tempfile.TemporaryDirectory() as folder:
@@ -125,10 +137,10 @@ def run(names: list[str], report: Report, path: Path, ends: float, command: Call
         ends: on the monotonic clock; inf for no limit.
         command: from the name of a part to the command that runs it.
     """
+    takes_the_rest = ([part for part in names if part != LAST] or names)[-1:]
     for name in names:
-        last = name == names[-1]
         left = ends - time.monotonic()
-        share = left if last or left == math.inf else min(SHARES[name], left)
+        share = left if name in takes_the_rest or left == math.inf else min(SHARES[name], left)
         print(f"--- {name}", flush=True)
         if share < LEAST_SECONDS:
             report[name] = report.get(name, {}) | {"left_out": "the time was used up"}
@@ -153,6 +165,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
     parser.add_argument("--minutes", type=float, default=8.8, help="of all parts together; 0: no limits")
+    parser.add_argument("--plan", action="store_true", help="print the parts that a run would make, and end")
     parser.add_argument("--commit", default="", help="what the JSON says it measured, where git cannot tell")
     parser.add_argument("--json", type=Path, help="result file; default benchmarks/results/gpu_<device>.json")
     for option, kind in (("--part-child", str), ("--part-file", Path), ("--ends", float)):
@@ -180,11 +193,14 @@ def main() -> int:
     report = earlier(path, about) | about
     arguments.commit = arguments.commit or commit()
     report |= {"commit": arguments.commit, "command": command_line()}
-    open_ones = [part for part in SHARES if state(report.get(part, {"failed": True})) in ("FAILED", "incomplete")]
-    chosen = arguments.parts or [*ALWAYS, *open_ones]
+    names = plan(arguments.parts, report)
+    if arguments.plan:
+        print(
+            "\n".join(f"{part}: at most {SHARES[part]} s; {state(report.get(part, {'left_out': 1}))}" for part in names)
+        )
+        return 0
     for part in arguments.parts or []:
         report.pop(part, None)
-    names = [part for part in SHARES if part in chosen]
     run(names, report, path, ends, lambda part: child_command(part, arguments))
     parts = {part: report[part] for part in SHARES if part in report}
     print({part: f"{state(entry)}, {entry.get('part_seconds', 0)} s" for part, entry in parts.items()})

@@ -32,8 +32,42 @@ def test_parts_of_the_gpu_suite(tmp_path: Path) -> None:
         suite = gpu_parts.Suite(torch.device("cpu"), quick=True)
         names = [name for name in gpu_suite.SHARES if name not in ("environment", "lif", "tests")]
         report = {name: gpu_parts.PARTS[name](suite) for name in names}
-        assert list(gpu_parts.PARTS) == list(gpu_suite.SHARES) and sum(gpu_suite.SHARES.values()) < 8.8 * 60
+        assert list(gpu_parts.PARTS) == list(gpu_suite.SHARES)
+        assert sum(share for name, share in gpu_suite.SHARES.items() if name != gpu_suite.LAST) < 8.8 * 60
         pathlib.Path(sys.argv[1]).write_text(json.dumps(report))
+
+        # Training comes last; its command is one that pruning.py takes; what its end is taken for.
+        import gpu_pruning, pruning
+        from safetensors.torch import save_file
+        from watched import Ended
+        everything = list(gpu_suite.SHARES)
+        assert gpu_suite.plan(None, {}) == everything[:-1]
+        done = {name: {} for name in everything[:-1]}
+        assert gpu_suite.plan(None, done) == ["environment", "build", "pruning"]
+        assert gpu_suite.plan(None, done | {"pruning": {"left_out": "time"}}) == ["environment", "build", "pruning"]
+        assert gpu_suite.plan(None, done | {"pruning": {}}) == ["environment", "build"]
+        assert gpu_suite.plan(None, done | {"grid": {"failed": 1}}) == ["environment", "build", "grid"]
+        assert gpu_suite.plan(["pruning", "lif"], done) == ["lif", "pruning"]
+
+        path = pathlib.Path(sys.argv[1]).with_name("work")
+        sys.argv = gpu_pruning.pruning_command(path, "--report")[1:]
+        given = pruning.parse_arguments()
+        assert given.studies == ["cifar10-gpu"] and given.report and given.work == given.results == path
+        assert pruning.get_study(given.studies[0]).keep_state
+
+        body = {"about": {"finished": "1 of 3 runs"}, "rows": [1]}
+        part = gpu_pruning.summary(Ended(None, "", 9.0), body, {"a": 3})
+        assert "run again" in part["left_out"] and part["epochs_of_unfinished"] == {"a": 3}, part
+        whole = gpu_pruning.summary(Ended(0, "", 9.0), {"about": {"finished": "3 of 3 runs"}}, {})
+        assert gpu_suite.state(whole) == "done", whole
+        absent = gpu_pruning.summary(Ended(1, "left out: cifar10-gpu: no pictures", 9.0), {}, {})
+        assert gpu_suite.state(absent) == "skipped", absent
+        assert gpu_suite.state(gpu_pruning.summary(Ended(2, "error", 9.0), {}, {})) == "FAILED"
+        state = path / "cifar10-gpu/states/abc"
+        state.mkdir(parents=True)
+        save_file({"x": torch.zeros(1)}, state / "training_state.safetensors",
+                  metadata={"progress": json.dumps({"history": [{}, {}]})})
+        assert gpu_pruning.epochs_done(path) == {"abc": 2}
     """
     run_in_benchmarks(program, path := tmp_path / "parts.json")
     report = json.loads(path.read_text())
