@@ -81,3 +81,21 @@ def motion(result: dict[str, Any]) -> str:
     for order, run in result["networks"].items():
         rows.append([f"frames {order}", "conv-snn", f"{run['within_pair']:.3f}", f"{run['accuracy']:.3f}"])
     return table(["what is seen", "read-out", "accuracy within the pairs", "12 classes"], rows)
+
+
+def localization(result: dict[str, Any]) -> str:
+    """Average precision on moving-digits beside what needs no network."""
+    names = ("mAP@0.5", "AP@0.5, classes ignored", "mAP@0.5:0.95")
+    rows = [[f"no network: {name}", *(f"{run[key]:.3f}" for key in names)] for name, run in result["baselines"].items()]
+    rows += [
+        [f"spiking network, seed {seed}", *(f"{run[key]:.3f}" for key in names)]
+        for seed, run in result["seeds"].items()
+    ]
+    later = [run["mAP@0.5 when each step ends"] for run in result["seeds"].values()]
+    means = ", ".join(f"{sum(step) / len(step):.2f}" for step in zip(*later, strict=True))
+    first = next(iter(result["seeds"].values()))
+    notes = (
+        f"mAP@0.5 of the seeds' mean when each of the {result['setting']['T']} steps ends: {means}. "
+        f"{first['parameters'] / 1e3:.0f} thousand parameters, {result['setting']['epochs']} epochs."
+    )
+    return table(["test part", *names], rows) + "\n\n" + notes
