@@ -27,7 +27,7 @@ from distillation_report import plot, show
 from distillation_run import data_facts, free_data, run
 from distillation_statistics import flatten, production, tabulate
 from distillation_studies import OTHER_NETWORKS, STUDIES, Study, get_study
-from studies import make_all
+from studies import add_grid_options, make_all
 
 from snn_core.backbones import list_backbones
 from snn_core.distillation import DistillConfig, create_method, list_methods
@@ -256,16 +256,9 @@ def parse_arguments() -> argparse.Namespace:
         "--tuning", type=int, default=0, metavar="COUNT",
         help="sets 0 .. COUNT - 1 instead, on folds of the training split: for choosing settings",
     )  # fmt: skip
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change a study, e.g. distill.beta=1")
     parser.add_argument("--cost", action="store_true", help="measure time and memory of PACE instead")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for --cost")
-    parser.add_argument("--processes", type=int, default=2, help="parts at once, one thread each; 0: in this process")
-    parser.add_argument("--report", action="store_true", help="run nothing, report what is finished")
-    parser.add_argument("--code", help="name of the code that kept parts belong to; default: a hash of all sources")
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-distillation"), help="finished parts")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files and plots")
-    parser.add_argument("--no-plots", action="store_true")
-    parser.add_argument("--show", metavar="STUDY", help="print a study as JSON and end")
+    add_grid_options(parser, Path("runs/benchmark-distillation"), RESULTS, "parts")
     return parser.parse_args()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from studies import ChangeableStudy, Settings, find_study
+from studies import BaseStudy, Settings, find_study
 
 from snn_core.distillation import DistillConfig, EvaluationConfig
 from snn_core.errors import ArgumentError
@@ -35,13 +35,11 @@ TRANSFERRED = ("pace", "random")
 
 
 @dataclass(frozen=True)
-class Study(ChangeableStudy):
+class Study(BaseStudy):
     """What a comparison is made on.
 
-    Attributes:
-        name, about: in a word, and in a sentence.
-        data: a data set by name; T: frames a sample; data_options: others of ``snn_core.datasets.load``.
-        train_limit, test_limit: a stratified part of the splits. class_limit: the first classes alone.
+    Attributes beside those of :class:`studies.BaseStudy`:
+        class_limit: the first classes alone.
         pairs: classes 2 i and 2 i + 1 are a pair: accuracy of the pair, and within it, are reported too.
         grid: IPC (as text) -> methods. sets: distilled sets of a method; networks: fresh ones a set.
         full_networks: networks of the full-data reference.
@@ -58,13 +56,6 @@ class Study(ChangeableStudy):
         curve_points: points of accuracy against training time. device: of everything.
     """
 
-    name: str
-    about: str
-    data: str
-    T: int
-    data_options: Settings = field(default_factory=dict)
-    train_limit: int | None = None
-    test_limit: int | None = None
     class_limit: int | None = None
     pairs: bool = False
     grid: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"1": MAIN})

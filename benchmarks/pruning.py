@@ -27,7 +27,7 @@ from pruning_report import plot, show
 from pruning_run import data_facts, free_data, load_masks, mask_file, new_network, new_pruner, run, whole_split
 from pruning_statistics import agreement, tabulate
 from pruning_studies import ABLATIONS, STUDIES, Study, get_study
-from studies import make_all
+from studies import add_grid_options, make_all
 
 from snn_core.errors import ArgumentError, InterruptedRunError
 from snn_core.pruning import METHODS
@@ -190,18 +190,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=0, help="how many, instead of the study's")
     parser.add_argument("--tuning", type=int, default=0, metavar="COUNT",
                         help="seeds 0 .. COUNT - 1 instead, on the validation part: for choosing settings")  # fmt: skip
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change a study, e.g. train.epochs=5")
     parser.add_argument(
         "--agreement-runs", type=int, default=0, help="runs from the same weights, for masks' agreement"
     )
     parser.add_argument("--agreement-inits", type=int, default=2, help="initial weights for that")
-    parser.add_argument("--processes", type=int, default=2, help="runs at once, one thread each; 0: in this process")
-    parser.add_argument("--report", action="store_true", help="run nothing, report what is finished")
-    parser.add_argument("--code", help="name of the code that kept runs belong to; default: a hash of all sources")
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-pruning"), help="finished runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files and plots")
-    parser.add_argument("--no-plots", action="store_true")
-    parser.add_argument("--show", metavar="STUDY", help="print a study as JSON and end")
+    add_grid_options(parser, Path("runs/benchmark-pruning"), RESULTS, "runs")
     return parser.parse_args()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from studies import ChangeableStudy, Settings, find_study
+from studies import BaseStudy, Settings, find_study
 
 from snn_core.pruning import PruneConfig
 from snn_core.training import TrainConfig
@@ -27,13 +27,10 @@ ABLATIONS: dict[str, Settings] = {
 
 
 @dataclass(frozen=True)
-class Study(ChangeableStudy):
+class Study(BaseStudy):
     """What a comparison is made on.
 
-    Attributes:
-        name, about: in a word, and in a sentence.
-        data: a data set by name; T: frames a sample; data_options: others of ``snn_core.datasets.load``.
-        train_limit, test_limit: a stratified part of the splits, the same for all seeds.
+    Attributes beside those of :class:`studies.BaseStudy`:
         train_size: training samples of a run, a stratified part of the training split drawn by the run's seed.
         folds: parts of a cross-validation on the training split; 0: none.
         on_test: whether runs are tested on the test split (beside the folds).
@@ -43,13 +40,6 @@ class Study(ChangeableStudy):
         device: where it is trained. keep_state: whether an interrupted run goes on from its last epoch.
     """
 
-    name: str
-    about: str
-    data: str
-    T: int
-    data_options: Settings = field(default_factory=dict)
-    train_limit: int | None = None
-    test_limit: int | None = None
     train_size: int | None = None
     folds: int = 0
     on_test: bool = True

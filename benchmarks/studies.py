@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,8 +16,23 @@ Settings = dict[str, Any]
 Row = dict[str, Any]
 
 
-class ChangeableStudy:
-    """For a frozen dataclass of settings: a copy with some of them changed from the command line."""
+@dataclass(frozen=True)
+class BaseStudy:
+    """What a comparison is made on, and how that is changed from the command line.
+
+    Attributes:
+        name, about: in a word, and in a sentence.
+        data: a data set by name; T: frames a sample; data_options: others of ``snn_core.datasets.load``.
+        train_limit, test_limit: a stratified part of the splits, the same for all runs.
+    """
+
+    name: str
+    about: str
+    data: str
+    T: int
+    data_options: Settings = field(default_factory=dict)
+    train_limit: int | None = None
+    test_limit: int | None = None
 
     def changed(self, assignments: Iterable[str]) -> Self:
         """With ``KEY=VALUE`` or ``SECTION.KEY=VALUE`` set, VALUE as JSON or text. ArgumentError: no such key."""
@@ -46,7 +62,7 @@ class ChangeableStudy:
         """Refuse wrong settings before anything runs."""
 
 
-AnyStudy = TypeVar("AnyStudy", bound=ChangeableStudy)
+AnyStudy = TypeVar("AnyStudy", bound=BaseStudy)
 
 
 def find_study(name: str, studies: Mapping[str, AnyStudy], make: Callable[[Settings], AnyStudy]) -> AnyStudy:
@@ -68,6 +84,20 @@ def find_study(name: str, studies: Mapping[str, AnyStudy], make: Callable[[Setti
     return study
 
 
+def add_grid_options(parser: argparse.ArgumentParser, work: Path, results: Path, what: str) -> None:
+    """Options of every grid; ``what``: the word for its cells."""
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change a study, e.g. train_limit=500"
+    )
+    parser.add_argument("--processes", type=int, default=2, help=f"{what} at once, one thread each; 0: in this process")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what is finished")
+    parser.add_argument("--code", help=f"name of the code that kept {what} belong to; default: a hash of all sources")
+    parser.add_argument("--work", type=Path, default=work, help=f"finished {what}")
+    parser.add_argument("--results", type=Path, default=results, help="folder of JSON files and plots")
+    parser.add_argument("--no-plots", action="store_true")
+    parser.add_argument("--show", metavar="STUDY", help="print a study as JSON and end")
+
+
 def make_all(studies: Iterable[AnyStudy], make: Callable[[AnyStudy], bool]) -> int:
     """Make the studies, one after the other. The exit code: 0; 1 where data are missing; 130 after an interrupt.
 
@@ -79,7 +109,7 @@ def make_all(studies: Iterable[AnyStudy], make: Callable[[AnyStudy], bool]) -> i
             if not make(study):
                 return 130
         except DataError as error:
-            print(f"left out: {getattr(study, 'name', study)}: {error}", file=sys.stderr)
+            print(f"left out: {study.name}: {error}", file=sys.stderr)
             code = 1
     return code
 

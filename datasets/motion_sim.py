@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
-from snn_core.datasets.event_sensor import EventSensor, SensorParameters
+from snn_core.datasets.event_sensor import EventSensor
 from snn_core.datasets.motion_paths import (
     CHIRP,
     CLASS_NAMES,
@@ -30,7 +30,16 @@ from snn_core.datasets.motion_paths import (
     place,
     place_of_distractor,
 )
-from snn_core.datasets.moving_pictures import FINE, FRACTION_BITS, WEIGHT_UNIT, MovingPictures
+from snn_core.datasets.moving_pictures import (
+    BACKGROUND,
+    FINE,
+    FRACTION_BITS,
+    RENDER_US,
+    SENSOR,
+    STEP_US,
+    WEIGHT_UNIT,
+    MovingPictures,
+)
 from snn_core.datasets.pictures import HOW_TO_GET_MNIST, MNIST_FILE, LabelledPictures, load_mnist
 from snn_core.datasets.roots import data_root
 from snn_core.datasets.source import Recording, check_split
@@ -45,13 +54,7 @@ SET_SEED = 2026
 PER_CLASS = {"train": 500, "test": 100}
 SIZES = (34, 128)
 
-SENSOR = SensorParameters(
-    threshold_on=0.3, threshold_off=0.3, threshold_mismatch=0.1, refractory_us=2000, noise_rate_hz=0.3
-)
 DURATION_US = 1_000_000
-#: A picture is drawn every RENDER_US; log brightness in between is linear, and given to the sensor every STEP_US.
-RENDER_US, STEP_US = 4000, 2000
-BACKGROUND = 0.13  # brightness of black beside that of full ink, 1
 BATCH = 16
 DIGITS = 10
 

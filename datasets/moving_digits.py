@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snn_core.datasets.dataset_info import DatasetInfo, RegisteredDataset
-from snn_core.datasets.event_sensor import EventSensor, SensorParameters
+from snn_core.datasets.event_sensor import EventSensor
 from snn_core.datasets.moving_digit_paths import (
     INK,
     MOST_OVERLAP,
@@ -29,7 +29,16 @@ from snn_core.datasets.moving_digit_paths import (
     draw_crossings,
     draw_single,
 )
-from snn_core.datasets.moving_pictures import FINE, FRACTION_BITS, WEIGHT_UNIT, MovingPictures
+from snn_core.datasets.moving_pictures import (
+    BACKGROUND,
+    FINE,
+    FRACTION_BITS,
+    RENDER_US,
+    SENSOR,
+    STEP_US,
+    WEIGHT_UNIT,
+    MovingPictures,
+)
 from snn_core.datasets.pictures import HOW_TO_GET_MNIST, MNIST_FILE, load_mnist
 from snn_core.datasets.roots import data_root
 from snn_core.datasets.source import Recording, check_split
@@ -51,13 +60,7 @@ PICTURES = ("digits", "mnist")
 #: scikit-learn's digits have no published split: this many of the 1,797 are for the test, as in digits-dvs.
 SPLIT_SEED, TEST_PICTURES = 1797, 360
 
-SENSOR = SensorParameters(
-    threshold_on=0.3, threshold_off=0.3, threshold_mismatch=0.1, refractory_us=2000, noise_rate_hz=0.3
-)
 DURATION_US = 320_000
-#: Pictures are drawn every RENDER_US; log brightness in between is linear, and given to the sensor every STEP_US.
-RENDER_US, STEP_US = 4000, 2000
-BACKGROUND = 0.13  # brightness of black beside that of full ink, 1
 BATCH = 32
 #: Recordings of a split whose boxes are part of the content's hash.
 HASHED = 8

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from snn_core.datasets.event_sensor import SensorParameters
+
 #: A picture is enlarged so many times; a pixel then sees the nearest of the fine points.
 FINE = 16
 #: Coordinates in the fine picture are whole multiples of 1 / 2**FRACTION_BITS of a fine point.
@@ -14,6 +16,14 @@ FRACTION_BITS = 8
 #: Interpolation weights are whole multiples of 1 / WEIGHT_UNIT. 255 * (1.25 * WEIGHT_UNIT)**2 < 2**24: then the sums of
 #: float32 products are exact, whatever the order in which a BLAS adds.
 WEIGHT_UNIT = 128
+
+#: The sensor, the rhythm and the light of the sets of moving digits. A picture is drawn every RENDER_US; log brightness
+#: in between is linear, and given to the sensor every STEP_US.
+SENSOR = SensorParameters(
+    threshold_on=0.3, threshold_off=0.3, threshold_mismatch=0.1, refractory_us=2000, noise_rate_hz=0.3
+)
+RENDER_US, STEP_US = 4000, 2000
+BACKGROUND = 0.13  # brightness of black beside that of full ink, 1
 
 
 def corner_path(

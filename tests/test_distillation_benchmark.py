@@ -37,6 +37,7 @@ def scripts() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
         loaded: dict[str, Any] = {name: importlib.import_module(f"distillation_{name}") for name in PARTS}
+        loaded["search"] = importlib.import_module("distillation_search")
         yield SimpleNamespace(main=importlib.import_module("distillation"), **loaded)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
@@ -200,6 +201,56 @@ def make(scripts: SimpleNamespace, folder: Path, *given: str) -> dict[str, Any]:
     name = "distillation_tiny_tuning.json" if "--tuning" in given else "distillation_tiny.json"
     body: dict[str, Any] = json.loads((folder / "results" / name).read_text())
     return body
+
+
+def test_a_search_end_to_end(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Out of time it has begun nothing; else every form on every set, without the test split; a second call is done."""
+    whole = scripts.run.whole_split
+
+    def train_alone(settings: dict[str, Any], split: str) -> Any:
+        assert split == "train"
+        return whole(settings, split)
+
+    def searched(*given: str) -> dict[str, Any]:
+        command = ["distillation_search.py", "--study", str(tmp_path / "tiny.json"), "--code", "test", "--sets", "2",
+                   "--forms", "random", "aligned", "--add", 'weak={"gamma": 0.5}', *given,
+                   "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", command)
+        assert scripts.search.main() == 0
+        body: dict[str, Any] = json.loads((tmp_path / "results" / "distillation_search_tiny.json").read_text())
+        return body
+
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY | {"pairs": True}))
+    monkeypatch.setenv("SNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(scripts.run, "whole_split", train_alone)
+    assert searched("--minutes", "0")["rows"] == []
+    body = searched()
+    assert {row["form"]: row["accuracy"]["count"] for row in body["rows"]} == {"random": 2, "aligned": 2, "weak": 2}
+    means = [row["accuracy"]["mean"] for row in body["rows"]]
+    assert means == sorted(means, reverse=True)
+    assert all({"shape", "within_pair"} <= set(row) for row in body["rows"])
+    assert body["about"]["finished"] == "6 of 6 (form, set)"
+    assert body["about"]["what"].startswith("GUIDANCE")
+    assert body["forms"]["weak"] == {"method": "pace", "settings": {"gamma": 0.5}}
+    monkeypatch.setattr(scripts.search, "run", pytest.fail)  # nothing is left to run
+    assert searched()["rows"] == body["rows"]
+    assert f"| {body['rows'][0]['form']} | 2 | {100 * means[0]:.1f} ±" in capsys.readouterr().out
+    with pytest.raises(ArgumentError, match="NAME=JSON"):
+        searched("--add", "odd=3")
+    with pytest.raises(ArgumentError, match="nothing-like-it"):
+        searched("--forms", "nothing-like-it")
+
+
+def test_every_form_of_the_search_can_be_made(scripts: SimpleNamespace) -> None:
+    study = scripts.studies.STUDIES["motion-sim"]
+    planner = scripts.main.Planner(study, ["pace"], 1, "", [])
+    made = {name: scripts.search.form_cells(planner, form, 1, 0, 0)[0] for name, form in scripts.search.FORMS.items()}
+    assert len({json.dumps(cell, sort_keys=True) for cell in made.values()}) == len(made)
+    for cell in made.values():
+        assert cell["tuning"]
+        assert cell["settings"]["teachers"] == made["literal"]["settings"]["teachers"]
 
 
 def test_a_study_end_to_end(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,11 +163,14 @@ class DistillConfig(BaseModel):
 
     def loss(self) -> SpatioTemporalMatching:
         """ST-SM with these settings. Raises ArgumentError where none of its terms would count."""
+        # A term's own SDR weight that is the common one anyway would have the same features collected twice.
+        own = {name: beta if beta != self.beta else None
+               for name, beta in (("cf", self.cf_beta), ("dft", self.dft_beta), ("dm", self.dm_beta))}  # fmt: skip
         return SpatioTemporalMatching(
             sigma=self.sigma, modulus=self.modulus, num_frequencies=self.num_frequencies, alpha=self.alpha, mu=self.mu,
             gamma=self.gamma, cf_weight=self.cf_weight, dm_weight=self.dm_weight, dm_step_weight=self.dm_step_weight,
-            normalise=self.normalise, time_matching=self.time_matching, cf_beta=self.cf_beta, dft_beta=self.dft_beta,
-            dm_beta=self.dm_beta, cf_stage=self.cf_stage, dft_stage=self.dft_stage, dm_stage=self.dm_stage,
+            normalise=self.normalise, time_matching=self.time_matching, cf_beta=own["cf"], dft_beta=own["dft"],
+            dm_beta=own["dm"], cf_stage=self.cf_stage, dft_stage=self.dft_stage, dm_stage=self.dm_stage,
             learn_frequencies=self.frequencies == "learned",
         )  # fmt: skip
 

@@ -46,6 +46,14 @@ def select_random(labels: Tensor, num_classes: int, ipc: int, *, generator: torc
     return torch.cat([group[torch.randperm(len(group), generator=generator)[:ipc]] for group in groups])
 
 
+def _class_features(features: Tensor, labels: Tensor, num_classes: int, ipc: int) -> list[tuple[Tensor, Tensor]]:
+    """Indices and features (float64) of each class, after the checks that selections by features share."""
+    _check_ipc(ipc)
+    if features.ndim != 2 or len(features) != len(labels):
+        raise ArgumentError(f"features: got {tuple(features.shape)}, need [{len(labels)}, D]")
+    return [(group, features[group].double()) for group in class_indices(labels, num_classes, at_least=ipc)]
+
+
 def select_herding(features: Tensor, labels: Tensor, num_classes: int, ipc: int) -> Tensor:
     """Greedy herding: each pick brings the mean of the picked features nearest to the class mean.
 
@@ -61,12 +69,8 @@ def select_herding(features: Tensor, labels: Tensor, num_classes: int, ipc: int)
     Raises:
         ArgumentError: ``ipc`` below 1, or features and labels of different length. DataError: a class too small.
     """
-    _check_ipc(ipc)
-    if features.ndim != 2 or len(features) != len(labels):
-        raise ArgumentError(f"features: got {tuple(features.shape)}, need [{len(labels)}, D]")
     chosen = []
-    for group in class_indices(labels, num_classes, at_least=ipc):
-        members = features[group].double()
+    for group, members in _class_features(features, labels, num_classes, ipc):
         mean, total = members.mean(0), torch.zeros_like(members[0])
         free = torch.ones(len(group), dtype=torch.bool)
         for count in range(1, ipc + 1):
@@ -86,12 +90,8 @@ def select_k_centre(features: Tensor, labels: Tensor, num_classes: int, ipc: int
 
     Args, returns and errors: as :func:`select_herding`. Ties go to the lower index.
     """
-    _check_ipc(ipc)
-    if features.ndim != 2 or len(features) != len(labels):
-        raise ArgumentError(f"features: got {tuple(features.shape)}, need [{len(labels)}, D]")
     chosen = []
-    for group in class_indices(labels, num_classes, at_least=ipc):
-        members = features[group].double()
+    for group, members in _class_features(features, labels, num_classes, ipc):
         pick = int((members - members.mean(0)).square().sum(1).argmin())
         nearest = torch.full((len(group),), float("inf"), dtype=torch.float64)
         for _ in range(ipc):

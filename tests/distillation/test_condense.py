@@ -300,3 +300,8 @@ def test_the_store_drops_what_was_not_used_for_longest():
     assert [store.get(key) is not None for key in "abcd"] == [True, False, True, True]
     store.put("e", [torch.zeros(2**19)])
     assert store.bytes == 0
+
+
+@pytest.mark.parametrize(("values", "betas"), [({"dm_beta": 0.5}, (None,)), ({"dm_beta": 0.0}, (None, 0.0))])
+def test_features_are_collected_once_for_an_equal_weight(values, betas):
+    assert make_config(beta=0.5, dm_weight=1.0, **values).loss().betas == betas
