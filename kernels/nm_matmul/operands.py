@@ -48,7 +48,7 @@ class Weight:
     def arguments(self) -> tuple[Any, ...]:
         """The operators' WEIGHT arguments."""
         source, bias = self.source, self.bias
-        bias = None if bias is None else bias.detach().to(torch.float32)
+        bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
         if isinstance(source, CompressedNM):
             pattern = source.pattern
             return source.values, source.indices, pattern.n, pattern.m, self.shape, source.scale, bias

@@ -109,7 +109,9 @@ class Plan:
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         # Asked for each time: a module that is converted gives its parameters other data.
         bias = self.bias
-        return bias if bias is None or bias.dtype is dtype else bias.detach().to(dtype)
+        if bias is None or (bias.dtype is dtype and bias.is_contiguous()):
+            return bias
+        return bias.detach().to(dtype).contiguous()
 
 
 def rate_class(x: PackedSpikes) -> int | None:

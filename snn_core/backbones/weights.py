@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,27 +54,42 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if getattr(model, "features_only", False):
         heads = tuple(f"{name}." for name in getattr(model, "head_names", ()))
         state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
-    shapes = [
-        f"{key} is {list(state[key].shape)}, the model's {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    problems = [
-        f"{kind}: {_listed(names)}"
-        for kind, names in (
-            ("missing", [key for key in own if key not in state]),
-            ("unexpected", [key for key in state if key not in own]),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
     wanted: Any = getattr(model, "backbone_name", None) or type(model).__name__
-    if problems:
-        whose = f", which is of {named!r}," if named is not None and named != wanted else ""
-        raise CheckpointError(f"{path}{whose} does not fit {wanted!r}: {'; '.join(problems)}")
+    whose = f", which is of {named!r}," if named is not None and named != wanted else ""
+    check_fit({key: value.shape for key, value in own.items()}, state, f"{path}{whose} does not fit {wanted!r}")
     if named is not None and named != wanted:
         warnings.warn(f"{path} is of {named!r}; its weights fit {wanted!r}, which computes otherwise", stacklevel=3)
     model.load_state_dict(state)
+
+
+def check_fit(
+    expected: Mapping[str, Sequence[int]], given: Mapping[str, Tensor], fault: str, skip: tuple[str, ...] = ()
+) -> None:
+    """Whether tensors have the names and shapes that a model wants.
+
+    Args:
+        expected: shapes by name.
+        given: what a file or a state dict holds.
+        fault: how the message begins.
+        skip: beginnings of names that need not fit.
+
+    Raises:
+        CheckpointError: they do not; the message lists what is missing, unexpected, and of another shape.
+    """
+    said = []
+    for kind, names in (
+        ("missing", expected.keys() - given.keys()),
+        ("unexpected", given.keys() - expected.keys()),
+        ("of another shape", {k for k in expected.keys() & given.keys() if given[k].shape != tuple(expected[k])}),
+    ):
+        faulty = [name for name in [*expected, *given] if name in names and not name.startswith(skip)]
+        faulty = list(dict.fromkeys(faulty))  # in the model's order
+        if kind == "of another shape":
+            faulty = [f"{name} is {list(given[name].shape)}, the model's {list(expected[name])}" for name in faulty]
+        if faulty:
+            said.append(f"{kind}: {_listed(faulty)}")
+    if said:
+        raise CheckpointError(f"{fault}: {'; '.join(said)}")
 
 
 def _listed(names: list[str]) -> str:

@@ -28,9 +28,12 @@ def compress_by_magnitude(
         ArgumentError: a layer that cannot be compressed, named; nothing is changed then.
     """
     pattern = NMPattern.parse(pattern)
-    for name, layer in check_layers(blocks, pattern).items():
-        mask = nm_mask_by_magnitude(layer.weight.detach(), pattern)
-        _exchange(blocks, name, compress_layer(layer, pattern, mask, dtype, backend))
+    made = {
+        name: compress_layer(layer, pattern, nm_mask_by_magnitude(layer.weight.detach(), pattern), dtype, backend)
+        for name, layer in check_layers(blocks, pattern).items()
+    }
+    for name, compressed in made.items():
+        _exchange(blocks, name, compressed)
 
 
 @torch.no_grad()
@@ -54,22 +57,30 @@ def compress_by_wanda(
 
     Raises:
         ArgumentError: as there, and for calibration pictures that are none, or not finite.
+
+    Whatever ends it early (an error of the model, Ctrl-C), no layer is changed then.
     """
     pattern = NMPattern.parse(pattern)
-    check_layers(blocks, pattern)
     pictures = _one_batch(calibration)
+    layers = check_layers(blocks, pattern)
+    norms: dict[nn.Module, Tensor] = {}
+    made: dict[nn.Module, nn.Module] = {}
     was_training, handles, done = model.training, [], []
 
     def after_block(block: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        for name, layer in check_layers(block, pattern).items():
-            mask = nm_mask_by_magnitude(layer.weight.abs() * norms.pop(layer), pattern)
-            _exchange(block, name, compress_layer(layer, pattern, mask, dtype, backend))
+        for layer in [module for module in block.modules() if module in norms]:
+            mask = nm_mask_by_magnitude(layer.weight.abs() * norms.pop(layer), pattern)  # type: ignore[operator]
+            made[layer] = compress_layer(layer, pattern, mask, dtype, backend)  # type: ignore[arg-type]
         done.append(block)
         return type(block).forward(block, *args, **kwargs)  # not the call: it would come here again
 
-    norms: dict[nn.Module, Tensor] = {}
-    for layer in check_layers(blocks, pattern).values():
+    def after_layer(layer: nn.Module, args: Any, output: Any) -> Any:
+        compressed = made.get(layer)  # what the blocks behind this one are to see
+        return output if compressed is None else compressed(*args)
+
+    for layer in layers.values():
         handles.append(layer.register_forward_pre_hook(lambda of, args: norms.update({of: _input_norm(args[0])})))
+        handles.append(layer.register_forward_hook(after_layer))
     for block in blocks.children():
         handles.append(block.register_forward_hook(after_block, with_kwargs=True))
     try:
@@ -78,8 +89,12 @@ def compress_by_wanda(
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    if len(done) != len(list(blocks.children())):
-        raise ArgumentError(f"model: it called {len(done)} of its {len(list(blocks.children()))} blocks")
+    silent = [name for name, layer in layers.items() if layer not in made]
+    if len(done) != len(list(blocks.children())) or silent:
+        unused = f", and never layer {silent[0]}" if silent else ""
+        raise ArgumentError(f"model: it called {len(done)} of its {len(list(blocks.children()))} blocks{unused}")
+    for name, layer in layers.items():  # only now: all of them
+        _exchange(blocks, name, made[layer])
 
 
 def _one_batch(calibration: Tensor | Iterable[Tensor]) -> Tensor:

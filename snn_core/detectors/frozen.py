@@ -35,7 +35,7 @@ class FrozenLinear(CompressedLinear):
     """
 
     def __init__(self, weight: CompressedNM, bias: Tensor | None = None, *, backend: str = "compressed") -> None:
-        super().__init__(weight, None if bias is None else bias.contiguous(), backend=backend)
+        super().__init__(weight, bias, backend=backend)
 
     def forward(self, x: Tensor | PackedSpikes) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]`` in the dtype of ``x``."""

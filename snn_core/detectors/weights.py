@@ -8,14 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from snn_core.backbones.weights import read_weights
+from snn_core.backbones.weights import check_fit, read_weights
 from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.kernels.nm_compress import CompressedNM, nm_mask_by_magnitude
 from snn_core.sparsity import CompressedLayer
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
-#: Names in a message; a transformer of another size differs in hundreds.
-LISTED = 8
 
 
 def read_tensors(source: Source) -> dict[str, Tensor]:
@@ -62,7 +60,7 @@ def load_fitting(
             expected[dense] = layer.shape
             for part in ("values", "indices", "scale"):
                 expected.pop(dense.removesuffix("weight") + part, None)
-    _check(model, expected, tensors, skip)
+    check_fit(expected, tensors, f"pretrained: does not fit {type(model).__name__}", skip)
     state = {}
     for name, value in tensors.items():
         if tuple(value.shape) != expected.get(name):
@@ -79,25 +77,6 @@ def load_fitting(
         raise CheckpointError(f"pretrained: the weights do not fit {type(model).__name__}: {error}") from error
 
 
-def _check(
-    model: nn.Module, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], skip: tuple[str, ...]
-) -> None:
-    shapes = {
-        name: f"{name} {list(tensors[name].shape)}, the model has {list(expected[name])}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tuple(tensors[name].shape) != expected[name]
-    }
-    faults = {
-        "missing": sorted(expected.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - expected.keys()),
-        "of another shape": list(shapes),
-    }
-    faults = {kind: [name for name in names if not name.startswith(skip)] for kind, names in faults.items()}
-    if any(faults.values()):
-        said = (f"{kind}: {_listed([shapes.get(name, name) for name in names])}" for kind, names in faults.items())
-        raise CheckpointError(f"pretrained: the weights do not fit {type(model).__name__}; {'; '.join(said)}")
-
-
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that train, by name: adapters and heads, to be kept without the frozen weights."""
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -110,20 +89,7 @@ def load_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         CheckpointError: as :func:`load_fitting`.
     """
     own = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    faults = [f"missing {name}" for name in sorted(own.keys() - tensors.keys())]
-    faults += [f"unexpected {name}" for name in sorted(tensors.keys() - own.keys())]
-    faults += [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in sorted(own.keys() & tensors.keys())
-        if own[name].shape != tensors[name].shape
-    ]
-    if faults:
-        raise CheckpointError(f"weights do not fit the trained parameters: {_listed(faults)}")
+    check_fit({name: value.shape for name, value in own.items()}, tensors, "weights do not fit the trained parameters")
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return (", ".join(names[:LISTED]) or "none") + more

@@ -176,6 +176,23 @@ def test_wanda_keeps_what_its_inputs_make_large(pictures: Tensor) -> None:
     assert torch.equal(network[1][0].weight.mask(), wanted)
 
 
+def test_wanda_that_is_interrupted_leaves_all_layers_dense(pictures: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = tiny(pattern=None).train()
+    before = {name: type(module) for name, module in vit.named_modules()}
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vit.vit.norm, "forward", interrupted)  # behind all blocks
+    with pytest.raises(KeyboardInterrupt):
+        vit.compress_weights("2:4", calibration=pictures)
+    monkeypatch.undo()
+    assert {name: type(module) for name, module in vit.named_modules()} == before
+    assert vit.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in vit.modules())
+    assert len(vit.compress_weights("2:4", calibration=pictures).compressed_layers()) == 8
+
+
 @pytest.mark.parametrize("make", [tiny, tiny_sam])
 def test_wanda_of_whole_networks(make: type[FrozenViT]) -> None:
     vit = make(pattern=None)
@@ -224,12 +241,12 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     for part in (
         "missing: norm.bias",
         "unexpected: extra",
-        r"blocks.0.attn.proj.weight [8, 8], the model has [32, 32]",
+        "of another shape: blocks.0.attn.proj.weight is [8, 8], the model's [32, 32]",
     ):
         assert part in str(caught.value)
     state = tiny(pattern=None, num_classes=7).vit.state_dict()
     bias = state.pop("head.bias")
-    with pytest.raises(CheckpointError, match=r"missing: head\.bias; unexpected: none"):
+    with pytest.raises(CheckpointError, match=r"does not fit FrozenViT: missing: head\.bias$"):
         tiny(pretrained=state, num_classes=7)
     with pytest.raises(CheckpointError, match=r"unexpected: head\.extra"):
         tiny(pretrained=state | {"head.bias": bias, "head.extra": bias}, num_classes=7)

@@ -215,6 +215,18 @@ def test_casts_of_a_model_leave_the_scale_alone():
     assert layer.scale.device.type == layer.values.device.type == "meta"
 
 
+def test_a_bias_with_gaps_in_memory(backend):
+    """The first call of a shape, and the second one, which is planned."""
+    masked = make_nm(seeded_(nn.Linear(64, 32)))
+    layer, strided = (compress(masked, backend=backend) for _ in range(2))
+    strided.bias = nn.Parameter(masked.bias.detach().repeat_interleave(2)[::2], requires_grad=False)
+    assert not strided.bias.is_contiguous()
+    for x in (spikes(5, 64), PackedSpikes.from_dense(spikes(5, 64)), spikes(5, 64) + 0.5):
+        expected = layer(x)
+        for _ in range(2):
+            torch.testing.assert_close(strided(x), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
 def test_state_round_trip(dtype):
     layer, other = (compress(make_nm(seeded_(nn.Linear(16, 8), seed)), dtype=dtype) for seed in (1, 2))

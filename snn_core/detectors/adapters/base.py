@@ -171,6 +171,30 @@ def as_tokens(maps: Tensor, prefix: Tensor | None, like: Tensor) -> Tensor:
     return tokens if prefix is None else torch.cat([prefix, tokens], 1)
 
 
+class MapAdapter(Adapter):
+    """An adapter that sees the tokens of the picture as maps; to the tokens before them it adds nothing.
+
+    Args:
+        state: of the network.
+    """
+
+    of_output = False  # whether it sees what the frozen module gives; else what that is given
+
+    def __init__(self, state: Pass) -> None:
+        super().__init__()
+        self.state = state
+
+    def on_maps(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        """Maps ``[B, C, H, W]`` (and the tokens that they are) -> ``[B, C, H, W]``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Tokens -> the same shape."""
+        tokens = y if self.of_output else x
+        maps, prefix = as_maps(tokens, self.state)
+        return as_tokens(self.on_maps(maps, tokens), None if prefix is None else torch.zeros_like(prefix), tokens)
+
+
 def zero_(layer: nn.Linear | nn.Conv2d) -> Any:
     """The layer with zeros: what an adapter ends with."""
     nn.init.zeros_(layer.weight)

@@ -9,21 +9,10 @@ of its neighbourhood, and convolves the difference.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn_core.detectors.adapters.base import (
-    Adapter,
-    Host,
-    Pass,
-    adapter_form,
-    as_maps,
-    as_tokens,
-    beside,
-    positive,
-    zero_,
-)
+from snn_core.detectors.adapters.base import Adapter, Host, MapAdapter, Pass, adapter_form, beside, positive, zero_
 
 
 class GlobalModule(Adapter):
@@ -45,7 +34,7 @@ class GlobalModule(Adapter):
         return delta.view(x.shape)
 
 
-class LocalModule(Adapter):
+class LocalModule(MapAdapter):
     """Each token less the mean of the 3 x 3 tokens around it, convolved.
 
     Args:
@@ -55,19 +44,17 @@ class LocalModule(Adapter):
     """
 
     def __init__(self, width: int, hidden: int, state: Pass) -> None:
-        super().__init__()
-        self.state = state
+        super().__init__(state)
         self.down = nn.Conv2d(width, hidden, 1)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.up = zero_(nn.Conv2d(hidden, width, 1))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``x``: tokens -> the same shape; nothing for the tokens before those of the picture."""
-        maps, prefix = as_maps(x, self.state)
+    def on_maps(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> the same shape."""
         maps = self.down(maps)
         difference = maps - F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)
-        delta = self.up(F.gelu(self.depthwise(difference)))
-        return as_tokens(delta, None if prefix is None else torch.zeros_like(prefix), x)
+        delta: Tensor = self.up(F.gelu(self.depthwise(difference)))
+        return delta
 
 
 @adapter_form("global_local")

@@ -12,20 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snn_core.detectors.adapters.base import (
-    Adapter,
-    Host,
-    Pass,
-    adapter_form,
-    as_maps,
-    as_tokens,
-    beside,
-    positive,
-    zero_,
-)
+from snn_core.detectors.adapters.base import Host, MapAdapter, Pass, adapter_form, beside, positive, zero_
 
 
-class HistogramAdapter(Adapter):
+class HistogramAdapter(MapAdapter):
     """Soft histograms of ``hidden`` channels around each token.
 
     Args:
@@ -35,9 +25,10 @@ class HistogramAdapter(Adapter):
         state: of the network.
     """
 
+    of_output = True
+
     def __init__(self, width: int, hidden: int, bins: int, state: Pass) -> None:
-        super().__init__()
-        self.state = state
+        super().__init__(state)
         self.down = nn.Conv2d(width, hidden, 1)
         # Channels of any size become about one wide, which is where the bins are.
         self.norm = nn.GroupNorm(1, hidden)
@@ -51,11 +42,10 @@ class HistogramAdapter(Adapter):
         votes = (-((maps.unsqueeze(2) - centres) / width).square()).exp()
         return F.avg_pool2d(votes.flatten(1, 2), 3, 1, 1, count_include_pad=False)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``y``: tokens -> the same shape; nothing for the tokens before those of the picture."""
-        maps, prefix = as_maps(y, self.state)
-        delta = self.up(self.histograms(self.norm(self.down(maps))))
-        return as_tokens(delta, None if prefix is None else torch.zeros_like(prefix), y)
+    def on_maps(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> the same shape."""
+        delta: Tensor = self.up(self.histograms(self.norm(self.down(maps))))
+        return delta
 
 
 @adapter_form("histogram")

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from snn_core.detectors.adapters.base import (
     Adapter,
     Host,
+    MapAdapter,
     Pass,
     adapter_form,
-    as_maps,
-    as_tokens,
     beside,
     features_of,
     positive,
@@ -87,7 +86,7 @@ class LoRAExperts(Adapter):
         return F.linear(F.linear(x, self.down) * gates, self.up)
 
 
-class ConvExperts(Adapter):
+class ConvExperts(MapAdapter):
     """Experts of a 1x1 convolution down, a depthwise one of their own size, GELU and 1x1 up, beside the MLP.
 
     Tokens before those of the picture get nothing.
@@ -100,10 +99,9 @@ class ConvExperts(Adapter):
     """
 
     def __init__(self, width: int, hidden: int, kernels: Sequence[int], top_k: int, state: Pass) -> None:
-        super().__init__()
+        super().__init__(state)
         if any(not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0 for kernel in kernels):
             raise ArgumentError(f"adapters: kernels are {list(kernels)}; each must be an odd positive integer")
-        self.state = state
         self.router = Router(width, len(kernels), top_k, state)
         self.down = nn.Conv2d(width, hidden * len(kernels), 1)
         self.depthwise = nn.ModuleList(
@@ -111,16 +109,16 @@ class ConvExperts(Adapter):
         )
         self.up = zero_(nn.Conv2d(hidden * len(kernels), width, 1))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``x``: tokens -> the same shape."""
-        maps, prefix = as_maps(x, self.state)
-        gates = self.router(x)
+    def on_maps(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> the same shape."""
+        gates = self.router(tokens)
         parts = self.down(maps).chunk(len(self.depthwise), 1)
         hidden = [
             F.gelu(conv(part)) * gate.view(-1, 1, 1, 1)
             for conv, part, gate in zip(self.depthwise, parts, gates.unbind(1), strict=True)
         ]
-        return as_tokens(self.up(torch.cat(hidden, 1)), None if prefix is None else torch.zeros_like(prefix), x)
+        delta: Tensor = self.up(torch.cat(hidden, 1))
+        return delta
 
 
 @adapter_form("mixture")
