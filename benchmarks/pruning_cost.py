@@ -3,10 +3,11 @@
     python benchmarks/pruning_cost.py                        three networks, 2:4, one thread
     python benchmarks/pruning_cost.py --pattern 1:8 --networks linear
 
-Contenders of a network take turns in one process, `--steps` training steps each (forward, backward, AdamW, pruner), so
-that a slow spell of the machine hits all alike; a turn's time is divided by the dense one's of the same turn. Medians
-over the turns, of wall-clock and of the processor's time, which other processes disturb less. Memory: bytes of the
-pruner's tensors, and what four steps hold at most beyond the model, in a process of its own.
+Contenders of a network take turns in one process, `--steps` training steps each (forward, backward, AdamW, pruner), a
+different one first every time, so that a slow spell of the machine hits all alike; a turn's time is divided by the
+dense one's of the same turn. Medians over the turns, of wall-clock and of the processor's time, which other processes
+disturb less. A network has `--turns`, or as many (five at least) as fit in `--seconds`. Memory: bytes of the pruner's
+tensors, and what four steps hold at most beyond the model, in a process of its own. Some three minutes in all.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "spikenm, sampler only": ("spikenm", {"eid_weight": 0.0}),
     "spikenm, EID every 4 steps": ("spikenm", {"eid_interval": 4}),
     "spikenm, EID every step": ("spikenm", {"eid_interval": 1}),
+    "spikenm, EID every step, sums": ("spikenm", {"eid_interval": 1, "eid_credit": "sums"}),
 }
+#: Whose memory is measured, each in a process of its own.
+WEIGHED = ("dense", "spikenm, sampler only", "spikenm, EID every step")
+#: Turns of a network that are made however long they take.
+LEAST_TURNS = 5
 #: Steps of the run that a step is measured in: all of it in the search phase, far from its end.
 TOTAL_STEPS = 1_000_000
 
@@ -65,7 +71,7 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
             "conv-snn", seed=0, in_channels=3, input_size=(32, 32), channels=(64, 128, 128, 256), stem_kernel=3,
             stem_stride=1, input_transform="none",
         )  # fmt: skip
-        return model, torch.rand(1, 50, 3, 32, 32, generator=generator).expand(4, -1, -1, -1, -1)
+        return model, torch.rand(1, 25, 3, 32, 32, generator=generator).expand(4, -1, -1, -1, -1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = SpikingMLP({"linear": 1024, "linear-small": 64}[name])
@@ -117,15 +123,19 @@ def timed(run: Callable[[], None], steps: int) -> tuple[float, float]:
     return (time.perf_counter() - wall) / steps, (time.process_time() - processor) / steps
 
 
-def measure(name: str, pattern: str, turns: int, steps: int) -> list[dict[str, Any]]:
+def measure(name: str, pattern: str, turns: int, steps: int, seconds: float) -> list[dict[str, Any]]:
     """A row a contender: medians over the turns and of the ratios to the dense turn."""
     contenders = {contender: Contender(name, contender, pattern) for contender in CONTENDERS}
     times: dict[str, list[tuple[float, float]]] = {contender: [] for contender in contenders}
-    for turn in range(turns + 1):
-        for contender, one in contenders.items():
-            measured = timed(one.step, steps)
-            if turn > 0:  # the first finds nothing warm
-                times[contender].append(measured)
+    for one in contenders.values():
+        one.step()  # the first finds nothing warm
+    order, began = list(contenders), time.monotonic()
+    for turn in range(turns):
+        if turn >= LEAST_TURNS and time.monotonic() > began + seconds:
+            break
+        for contender in order:
+            times[contender].append(timed(contenders[contender].step, steps))
+        order.append(order.pop(0))
     rows = []
     for contender, one in contenders.items():
         row: dict[str, Any] = {"network": name, "pattern": pattern, "contender": contender}
@@ -135,6 +145,7 @@ def measure(name: str, pattern: str, turns: int, steps: int) -> list[dict[str, A
             row |= {f"{clock}_ms": 1e3 * statistics.median(own), f"{clock}_ratio": statistics.median(ratios)}
             row[f"{clock}_ratio_quartiles"] = [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]]
         weights = [layer.weight.numel() for layer in one.pruner.layers] if one.pruner is not None else []
+        row["turns"] = len(times[contender])
         rows.append(row | {"pruned_weights": sum(weights), "bytes_a_block": one.state_bytes()})
     return rows
 
@@ -153,11 +164,11 @@ def peak(name: str, contender: str, pattern: str) -> int | None:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(f"{'network':8} {'contender':28} {'ms/step':>9} {'x dense':>8} {'x dense, cpu':>12} {'peak MiB':>9}")
+    print(f"{'network':12} {'contender':30} {'ms/step':>9} {'x dense':>8} {'x dense, cpu':>12} {'peak MiB':>9}")
     for row in rows:
         memory = "-" if row.get("peak_bytes") is None else f"{row['peak_bytes'] / 2**20:.1f}"
         print(
-            f"{row['network']:8} {row['contender']:28} {row['wall_ms']:9.2f} {row['wall_ratio']:8.3f} "
+            f"{row['network']:12} {row['contender']:30} {row['wall_ms']:9.2f} {row['wall_ratio']:8.3f} "
             f"{row['processor_ratio']:12.3f} {memory:>9}"
         )
 
@@ -168,6 +179,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["nmnist", "cifar", "linear"])
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=40.0, help="after which a network gets no more turns")
     parser.add_argument("--steps", type=int, default=4, help="training steps a turn; EID's longest interval")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak of memory")
@@ -176,9 +188,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = []
     for name in arguments.networks:
-        found = measure(name, arguments.pattern, arguments.turns, arguments.steps)
+        found = measure(name, arguments.pattern, arguments.turns, arguments.steps, arguments.seconds)
         if not arguments.no_memory:
             for row in found:
+                if row["contender"] not in WEIGHED:
+                    continue
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     row["peak_bytes"] = pool.apply(peak, (name, row["contender"], arguments.pattern))
         show(found)
