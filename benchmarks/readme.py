@@ -309,6 +309,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "simulated": ("simulation_figures.json", readme_events.simulated),
     "transfer": ("simulation_transfer.json", readme_events.transfer),
     "motion": ("motion_sim.json", readme_events.motion),
+    "localization": ("localization.json", readme_events.localization),
     "gpu": ("gpu_nvidia_h200.json", gpu),
 }
 

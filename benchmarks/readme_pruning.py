@@ -18,7 +18,7 @@ def pictures(result: Row) -> str:
             row["method"],
             f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['std']:.2f} ({row['accuracy']['count']})",
             _paired(row.get("minus_sr_ste")),
-            _paired(row.get("minus_dense")),
+            _paired(row.get("minus_dense"), bound=False),
             _paired(row.get("spikenm_minus")),
         ]
         for row in rows
@@ -35,11 +35,12 @@ def _sparsity(pattern: str) -> float:
     return 1 - n / m
 
 
-def _paired(row: Row | None) -> str:
-    """Mean, its standard error, pairs, and the lower bound of 95 %."""
+def _paired(row: Row | None, bound: bool = True) -> str:
+    """Mean, its standard error, pairs, and the lower bound of 95 % if ``bound``."""
     if row is None:
         return ""
     mean = f"{100 * row['mean']:+.2f}"
     if row["standard_error"] is None:
         return f"{mean} (1)"
-    return f"{mean} ± {100 * row['standard_error']:.2f} ({row['count']}), > {100 * row['lower_95']:+.2f}"
+    shown = f"{mean} ± {100 * row['standard_error']:.2f} ({row['count']})"
+    return f"{shown}, > {100 * row['lower_95']:+.2f}" if bound else shown
