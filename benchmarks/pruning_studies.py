@@ -113,7 +113,7 @@ STUDIES: dict[str, Study] = {
     for study in (
         Study(
             "nmnist", "N-MNIST, real recordings: cross-validation on the training split, and the official test split",
-            "nmnist", T=3, folds=5, model={"channels": [32, 64, 64]}, seeds=3,
+            "nmnist", T=3, folds=5, model={"channels": [32, 64, 64]}, train={"label_smoothing": 0.1}, seeds=3,
         ),
         Study(
             "cifar10-small", "CIFAR-10 at 16 x 16: 12,500 pictures drawn by the seed, 2,000 steps, all test pictures",
