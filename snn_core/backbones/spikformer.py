@@ -104,7 +104,7 @@ class Spikformer(SpikingTransformer):
     here 9.325, 5.765, 4.155, 16.816, 23.373, 29.689, 36.005, 66.339. 2.59 for event frames (2-256) counts the unused
     ones; without them it is 2.567. Linear layers are 1 x 1 convolutions here, of the same weights.
 
-    :func:`snn_core.reports.measure_energy` counts what goes through weights: not the additions of ``Q K^T V``.
+    :func:`snn_core.reports.measure_energy` counts the additions of ``Q K^T V`` among its ``products``.
 
     Args:
         in_channels: channels of a frame (2: OFF and ON events, 3: colours).

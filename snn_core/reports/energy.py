@@ -6,6 +6,10 @@ accumulation (AC) costs 0.9 pJ, a multiplication with accumulation (MAC) 4.6 pJ:
 (Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014). It is an estimate of arithmetic
 alone: memory traffic, neurons and norms are not in it. A layer whose input is not binary (the first one on event
 counts, or after average pooling) counts as MACs at all its inputs.
+
+A product of two activations (attention), or with a weight that no layer holds, counts where both factors are not zero,
+as accumulations, if one factor is 0 or 1 everywhere; all of it counts as MACs otherwise. Sums and products entry by
+entry, as in spike-driven attention, are not counted: nothing is multiplied there but spikes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from snn_core.errors import ArgumentError
 from snn_core.progress import progress
+from snn_core.reports.products import ProductCounter, ProductTally
 from snn_core.sparsity import CompressedLayer, NMPattern, compressed_nbytes, decompress
 
 if TYPE_CHECKING:
@@ -68,6 +73,9 @@ class EnergyReport:
 
     Attributes:
         layers: in order of first call.
+        products: what each module multiplies outside of layers: ``input_rate`` is the share of the multiplications
+            whose two factors are not zero, ``kept`` is 1, ``binary_input`` says that all count as accumulations. The
+            totals hold them.
         firing_rates: neuron module name -> spikes per neuron and time step.
         samples: how many were measured.
         connections, kept_connections: weights of the reported layers, and the non-zero ones among them.
@@ -82,34 +90,42 @@ class EnergyReport:
     kept_connections: int
     bytes_dense: int
     bytes_compressed: int
+    products: list[LayerEnergy] = field(default_factory=list)
+
+    @property
+    def _all(self) -> list[LayerEnergy]:
+        return self.layers + self.products
 
     @property
     def synops(self) -> float:
         """Synaptic operations (ACs) per sample."""
-        return sum(layer.acs for layer in self.layers)
+        return sum(layer.acs for layer in self._all)
 
     @property
     def macs(self) -> float:
         """Multiplications with accumulation per sample, in layers with non-binary input."""
-        return sum(layer.macs for layer in self.layers)
+        return sum(layer.macs for layer in self._all)
 
     @property
     def energy_microjoule(self) -> float:
         """Energy estimate per sample."""
-        return sum(layer.energy_picojoule for layer in self.layers) * 1e-6
+        return sum(layer.energy_picojoule for layer in self._all) * 1e-6
 
     @property
     def dense_energy_microjoule(self) -> float:
         """The same network without spikes and without pruning: a MAC for every connection and step."""
-        return sum(layer.dense_macs for layer in self.layers) * MAC_PICOJOULE * 1e-6
+        return sum(layer.dense_macs for layer in self._all) * MAC_PICOJOULE * 1e-6
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON-serialisable values."""
-        layers = [asdict(layer) | {"energy_picojoule": layer.energy_picojoule} for layer in self.layers]
+        layers, products = (
+            [asdict(layer) | {"energy_picojoule": layer.energy_picojoule} for layer in part]
+            for part in (self.layers, self.products)
+        )
         totals = {
             name: getattr(self, name) for name in ("synops", "macs", "energy_microjoule", "dense_energy_microjoule")
         }
-        return asdict(self) | {"layers": layers} | totals
+        return asdict(self) | {"layers": layers, "products": products} | totals
 
 
 @dataclass
@@ -175,9 +191,9 @@ def measure_energy(
         model: dense, masked (zeros in its weights), with a pruner attached, or compressed by
             ``snn_core.sparsity.compress`` (a copy is then measured as the pruned network that it stands for). Ours
             and SpikingJelly's neurons are recognised by their threshold, and reset before every batch and at the end.
-            A layer whose weight is used without calling it is not seen.
-        batches: a :class:`snn_core.datasets.FrameDataset`, or an iterable of inputs ``[T, B, ...]`` or of tuples that
-            begin with one.
+            A convolution whose weight is used without calling it is not seen.
+        batches: a :class:`snn_core.datasets.FrameDataset`, or an iterable of inputs ``[T, B, ...]`` (``[B, ...]`` of a
+            backbone that is not spiking) or of tuples that begin with one.
         patterns: layer name -> N:M of the layers to count as compressed (``pruner.patterns``).
         batch_size: for a dataset.
         max_batches: stop after so many.
@@ -191,13 +207,18 @@ def measure_energy(
         model, patterns = decompress(model), stored | dict(patterns or {})
     bytes_dense, bytes_compressed = _model_bytes(model, patterns or {})
     measurement, handles = _Measurement(), []
+    counter = ProductCounter()
     for name, module in model.named_modules():
-        if isinstance(module, LAYERS):
+        layer = isinstance(module, LAYERS)
+        handles.append(module.register_forward_pre_hook(partial(_enter, counter, name, layer)))
+        handles.append(module.register_forward_hook(partial(_leave, counter, layer)))
+        if layer:
             handles.append(module.register_forward_pre_hook(partial(measurement.before_layer, name)))
             handles.append(module.register_forward_hook(partial(measurement.after_layer, name)))
         elif hasattr(module, "v_threshold"):
             handles.append(module.register_forward_hook(partial(measurement.after_neuron, name)))
     was_training, samples = model.training, 0
+    batch_dim = 0 if getattr(model, "spiking", True) is False else 1
     model.eval()
     try:
         with torch.no_grad():
@@ -208,8 +229,10 @@ def measure_energy(
                 if not isinstance(x_seq, Tensor) or x_seq.ndim < 2:
                     raise ArgumentError(f"batches: expected tensors [T, B, ...], got {_describe(x_seq)}")
                 _reset_neurons(model)
-                model(x_seq)
-                samples += x_seq.shape[1]
+                counter.restart()
+                with counter:
+                    model(x_seq)
+                samples += x_seq.shape[batch_dim]
     finally:
         _reset_neurons(model)
         model.train(was_training)
@@ -223,6 +246,7 @@ def measure_energy(
             _layer(name, kinds[name], tally, samples, measurement.neurons.get(name))
             for name, tally in measurement.layers.items()
         ],
+        products=[_product(name, kinds[name], sums, samples) for name, sums in counter.tallies.items() if sums.dense],
         firing_rates={name: total / count for name, (total, count) in measurement.spikes.items() if count},
         samples=samples,
         connections=sum(tally.size for tally in measurement.layers.values()),
@@ -245,6 +269,21 @@ def _layer(name: str, kind: str, tally: _Tally, samples: int, neuron: str | None
     rate = tally.active / max(1, tally.inputs)
     acs, macs = (dense_macs * rate * kept, 0.0) if tally.binary else (0.0, dense_macs * kept)
     return LayerEnergy(name, kind, dense_macs, rate, tally.binary, kept, acs, macs, neuron)
+
+
+def _product(name: str, kind: str, tally: ProductTally, samples: int) -> LayerEnergy:
+    rate, binary = tally.active / tally.dense, not tally.macs
+    return LayerEnergy(
+        name, kind, tally.dense / samples, rate, binary, 1.0, tally.acs / samples, tally.macs / samples
+    )  # fmt: skip
+
+
+def _enter(counter: ProductCounter, name: str, layer: bool, module: nn.Module, args: Any) -> None:
+    counter.enter(name, layer)
+
+
+def _leave(counter: ProductCounter, layer: bool, module: nn.Module, args: Any, output: Any) -> None:
+    counter.leave(layer)
 
 
 def _inputs(batches: Any, batch_size: int, device: torch.device) -> Iterator[Any]:

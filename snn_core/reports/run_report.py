@@ -215,8 +215,8 @@ def _totals(run: RunFolder, layers: list[dict[str, Any]]) -> dict[str, Any]:
         "pruned_kept": kept,
         "pruned_kept_fraction": kept / weights if weights and kept is not None else None,
         "blocks_over_pattern": _sum(pruned, "blocks_over_pattern"),
-        "synops": _sum(layers, "synops"),
-        "synops_dense": _sum(layers, "synops_dense"),
+        "synops": _sum([*layers, *_products(run)], "synops"),
+        "synops_dense": _sum([*layers, *_products(run)], "synops_dense"),
         "bytes_memory_dense": number(section(run.result, "energy").get("bytes_dense")),
         "bytes_memory_compressed": number(section(run.result, "energy").get("bytes_compressed")),
         "bytes_file_dense": run.files.get(MODEL_FILE),
@@ -224,10 +224,20 @@ def _totals(run: RunFolder, layers: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _products(run: RunFolder) -> list[dict[str, Any]]:
+    """What attention adds to the sums over layers: it has no weights that pruning could take away."""
+    found = []
+    for item in records(section(run.result, "energy").get("products")):
+        acs, macs, dense_macs = (number(item.get(key)) for key in ("acs", "macs", "dense_macs"))
+        found.append({"synops": acs, "synops_dense": acs, "macs": macs, "macs_dense": macs, "dense_macs": dense_macs})
+    return found
+
+
 def _energy(run: RunFolder, layers: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Estimates in microjoule a sample: as trained, with the same spikes but no pruning, and without spikes."""
-    synops, macs = _sum(layers, "synops"), _sum(layers, "macs")
-    events, dense_macs, all_macs = (_sum(layers, key) for key in ("synops_dense", "macs_dense", "dense_macs"))
+    parts = [*layers, *_products(run)]
+    synops, macs = _sum(parts, "synops"), _sum(parts, "macs")
+    events, dense_macs, all_macs = (_sum(parts, key) for key in ("synops_dense", "macs_dense", "dense_macs"))
     if None in (synops, macs, events, dense_macs, all_macs):
         return None
     assert synops is not None

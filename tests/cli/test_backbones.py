@@ -25,13 +25,19 @@ def test_train_another_backbone(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 
 def test_prune_another_backbone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    report = as_json(capsys, "prune", *DATA, *TINY, "--output", tmp_path / "run")
+    options = ("stem=dvs", "num_heads=4")
+    network = ["--backbone", "spikformer", *TINY[2:], *(f"--backbone-option={option}" for option in options)]
+    report = as_json(capsys, "prune", *DATA, *network, "--output", tmp_path / "run")
     assert report["reloaded_logits_identical"] is True
     pruned = [layer["name"] for layer in report["layers"] if layer["state"] == "pruned"]
-    assert {"blocks.0.attention.query.conv", "blocks.0.fc1.conv", "stem.last.conv"} <= set(pruned)
+    assert {"blocks.0.attention.query.conv", "blocks.0.fc1.conv", "stem.stages.3.conv"} <= set(pruned)
     assert report["compressed_bytes"] < report["dense_bytes"]
     again = as_json(capsys, "evaluate", tmp_path / "run/compressed.safetensors", *DATA[:2], "--output", tmp_path / "e")
     assert again["accuracy"] == pytest.approx(report["accuracy"], abs=1 / 40)  # products in another order
+    shown = as_json(capsys, "report", tmp_path / "run")
+    assert report["energy"]["products"][0]["dense_macs"] > 0
+    assert shown["totals"]["synops"] == pytest.approx(report["energy"]["synops"])
+    assert shown["energy"]["microjoule_without_spikes"] == pytest.approx(report["energy"]["dense_energy_microjoule"])
 
 
 @pytest.mark.parametrize(
