@@ -8,6 +8,7 @@ from snn_core.kernels.topk_sampler.ops import (
     relaxed_topk_backward,
     sample_topk,
     straight_through,
+    topk_draw,
     topk_sample,
     topk_sample_backward,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "relaxed_topk_backward",
     "sample_topk",
     "straight_through",
+    "topk_draw",
     "topk_sample",
     "topk_sample_backward",
     "update_logits_",

@@ -32,7 +32,8 @@ def _hard_columns(key: Tensor, n: int) -> Tensor:
     taken = torch.zeros_like(key)
     for _ in range(n):
         best = (remaining - remaining.amax(dim=0)).sign_().add_(1)
-        if bool((best.sum(dim=0) != 1).any()):  # a tie: keep the first
+        on_cpu = best.device.type == "cpu"  # elsewhere looking would wait for the device
+        if not on_cpu or bool((best.sum(dim=0) != 1).any()):  # a tie: keep the first
             best.mul_(best.cumsum(dim=0) == 1)
         taken += best
         remaining.add_(best, alpha=-torch.finfo(key.dtype).max)

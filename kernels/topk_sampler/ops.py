@@ -161,6 +161,37 @@ def topk_sample(
     Raises:
         ArgumentError: an argument out of range, or a key that is not finite.
     """
+    options: dict[str, Any] = {"kappa": kappa, "anchor": anchor, "rho": rho, "noise_scale": noise_scale}
+    mask, wrong = topk_draw(logits, n, seed=seed, offset=offset, backend=backend, **options)
+    if int(wrong) == 0:
+        return mask
+    key = _seeded_key(
+        logits.detach(), anchor, kappa, rho, noise_scale, _signed(seed, "seed"), _signed(offset, "offset")
+    )
+    return hard_topk(key, n, backend="reference")  # or the reason why there is no draw
+
+
+def topk_draw(
+    logits: Tensor,
+    n: int,
+    *,
+    seed: int,
+    offset: int = 0,
+    kappa: float = 1.0,
+    anchor: Tensor | None = None,
+    rho: float = 0.0,
+    noise_scale: float = 1.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """:func:`topk_sample` without waiting for the device: whether there was a draw is left to the caller to look at.
+
+    Returns:
+        The mask, and the number of blocks whose key is not finite (int64 ``[]``, on the device). Where it is not 0, the
+        mask means nothing.
+
+    Raises:
+        ArgumentError: an argument out of range.
+    """
     _check_sample(logits, n, anchor, noise_scale)
     operators = _operators(logits, backend) if anchor is None or anchor.dtype == logits.dtype else None
     seed, offset = _signed(seed, "seed"), _signed(offset, "offset")
@@ -168,10 +199,11 @@ def topk_sample(
         mask, wrong = operators.sample(
             _blocks(logits.detach()), _blocks(anchor), n, float(kappa), float(rho), float(noise_scale), seed, offset
         )
-        if int(wrong) == 0:
-            return mask.view(torch.bool).view(logits.shape)
+        return mask.view(torch.bool).view(logits.shape), wrong
     key = _seeded_key(logits.detach(), anchor, kappa, rho, noise_scale, seed, offset)
-    return hard_topk(key, n, backend="reference")  # or the reason why there is no draw
+    hard: Tensor = torch.ops.snn_core.topk_hard(key, n)
+    fine = torch.isfinite(key).all(dim=-1) & (hard.sum(dim=-1, dtype=torch.int32) == n)
+    return hard, (~fine).sum()
 
 
 def topk_sample_backward(

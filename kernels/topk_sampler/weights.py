@@ -2,7 +2,8 @@
 
 State (logits, Adam's moments, targets) is float32 ``[M, blocks]``, blocks in the order of the weight's memory: output
 channel, group of M input channels, kernel position (:func:`weight_columns`). Compiled code serves float32 weights on
-the CPU; elsewhere the same in plain torch, with the draws by whatever backend the device has.
+the CPU; elsewhere the same in plain torch, with the draws by whatever backend the device has, and nothing there waits
+for the device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from snn_core.errors import ArgumentError
 from snn_core.kernels.native import native_backend, wanted_backend
-from snn_core.kernels.topk_sampler.ops import MAX_POSITIONS, relaxed_topk, relaxed_topk_backward, topk_sample
+from snn_core.kernels.topk_sampler.ops import MAX_POSITIONS, relaxed_topk, topk_draw, topk_sample_backward
 from snn_core.kernels.topk_sampler.reference import seeded_key
 from snn_core.kernels.topk_sampler.schema import (
     absolute_deviation_operator,
@@ -26,11 +27,14 @@ from snn_core.kernels.topk_sampler.schema import (
 
 @dataclass(frozen=True)
 class KeyOptions:
-    """``key = kappa * logits + rho * |w| + eta * gumbel(seed, offset)``, of which the ``n`` largest of a block stay."""
+    """``key = kappa * logits + rho * |w| + eta * gumbel(seed, offset)``, of which the ``n`` largest of a block stay.
+
+    ``rho`` may be a tensor ``[]`` on the weight's device, where compiled code does not serve it.
+    """
 
     n: int
     kappa: float = 1.0
-    rho: float = 1.0
+    rho: float | Tensor = 1.0
     eta: float = 0.0
     seed: int = 0
     offset: int = 0
@@ -80,16 +84,25 @@ def _is_dense(weight: Tensor) -> bool:
     return weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last))
 
 
-def absolute_deviation(weight: Tensor) -> float:
-    """Standard deviation of ``|weight|`` over all elements (n - 1 in the denominator), summed in float64."""
+def absolute_deviation(weight: Tensor) -> float | Tensor:
+    """Standard deviation of ``|weight|`` over all elements (n - 1 in the denominator), summed in float64.
+
+    A number where compiled code serves the weight, else a float64 tensor ``[]`` on its device.
+    """
     if runs_natively(weight.detach(), 1):
         return float(absolute_deviation_operator(weight.detach()))
-    return float(weight.detach().double().abs().std())
+    return weight.detach().double().abs().std()
+
+
+def _anchor(columns: Tensor, rho: float | Tensor) -> tuple[Tensor, float]:
+    """``|w|`` and its factor in the key; a factor on the device is multiplied in, which rounds as the kernels do."""
+    magnitude = columns.abs()
+    return (magnitude.mul_(rho), 1.0) if isinstance(rho, Tensor) else (magnitude, rho)
 
 
 def mask_weight(
     weight: Tensor, logits: Tensor | None, m: int, options: KeyOptions, beta: float = 0.0
-) -> tuple[Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, int | Tensor]:
     """Draw a mask for a weight, and the masked weight.
 
     Args:
@@ -101,7 +114,8 @@ def mask_weight(
 
     Returns:
         ``weight * (mask + beta * (1 - mask))``, the boolean mask (exactly n of M true), both in the weight's shape and
-        layout, and the number of blocks with a key that is not finite (the mask is meaningless if it is not 0).
+        layout, and the number of blocks with a key that is not finite (the mask is meaningless if it is not 0): from
+        compiled code a number, else a tensor on the device, for which nobody has waited.
     """
     weight = weight.detach()
     if runs_natively(weight, m):
@@ -109,17 +123,14 @@ def mask_weight(
             weight, logits, m, options.n, options.kappa, options.rho, options.eta, options.seed, options.offset, beta
         )
         return masked, mask.view(torch.bool), int(wrong)
-    magnitude = weight_columns(weight, m).float().abs()
+    magnitude, rho = _anchor(weight_columns(weight, m).float(), options.rho)
     state = torch.zeros_like(magnitude) if logits is None else logits
-    wrong = int((~torch.isfinite(options.kappa * state + options.rho * magnitude)).any(dim=0).sum())
-    if wrong:
-        return weight, torch.zeros_like(weight, dtype=torch.bool), wrong
-    hard = topk_sample(
+    hard, wrong = topk_draw(
         state.t(), options.n, seed=options.seed, offset=options.offset, kappa=options.kappa,
-        anchor=magnitude.t(), rho=options.rho, noise_scale=options.eta,
-    ).t()  # fmt: skip
-    mask = columns_to_weight(hard, weight)
-    return (weight * mask if beta == 0 else torch.where(mask, weight, weight * beta)), mask, 0
+        anchor=magnitude.t(), rho=rho, noise_scale=options.eta,
+    )  # fmt: skip
+    mask = columns_to_weight(hard.t(), weight)
+    return (weight * mask if beta == 0 else torch.where(mask, weight, weight * beta)), mask, wrong
 
 
 def relaxed_mask(weight: Tensor, logits: Tensor, m: int, options: KeyOptions, temperature: float) -> Tensor:
@@ -132,10 +143,8 @@ def relaxed_mask(weight: Tensor, logits: Tensor, m: int, options: KeyOptions, te
     Returns:
         float32 in the weight's shape and layout, >= 0, n in every block; NaN where the key is not finite.
     """
-    magnitude = weight_columns(weight.detach(), m).float().abs().t()
-    key = seeded_key(
-        logits.t(), magnitude, options.kappa, options.rho, options.eta, options.seed, options.offset
-    )  # fmt: skip
+    magnitude, rho = _anchor(weight_columns(weight.detach(), m).float(), options.rho)
+    key = seeded_key(logits.t(), magnitude.t(), options.kappa, rho, options.eta, options.seed, options.offset)
     return columns_to_weight(relaxed_topk(key, options.n, temperature).t(), weight)
 
 
@@ -152,7 +161,8 @@ def update_logits_(
     pull: float = 0.0,
     pull_key: bool = True,
     decay: float = 0.0,
-) -> int:
+    mask: Tensor | None = None,
+) -> int | Tensor:
     """One Adam step of the logits, in place, from the gradient of the masked weight.
 
     The masked weight has a straight-through gradient, so ``dL/dmask = weight * grad``. The gradient of the logits is
@@ -171,9 +181,10 @@ def update_logits_(
         pull: factor of ``p - target``.
         pull_key: p is the softmax of the noise-free key; else of the logits.
         decay: see ``grad``.
+        mask: as drawn, if the caller has it; compiled code does without.
 
     Returns:
-        The number of blocks whose gradient is not finite.
+        The number of blocks whose gradient is not finite, as :func:`mask_weight` returns it.
     """
     logits, exp_avg, exp_avg_sq = state
     weight = weight.detach()
@@ -187,21 +198,21 @@ def update_logits_(
             )
         )  # fmt: skip
     columns = weight_columns(weight, m).float()
-    key = seeded_key(
-        logits.t(), columns.abs().t(), options.kappa, options.rho, options.eta, options.seed, options.offset
-    )
-    gradient = relaxed_topk_backward(
-        (columns * weight_columns(grad, m).float()).t(), key, options.n, temperature
+    anchor, rho = _anchor(columns, options.rho)
+    scaled = logits * options.kappa  # its gradient is the key's, which is wanted here
+    gradient = topk_sample_backward(
+        (columns * weight_columns(grad, m).float()).t(), scaled.t(), options.n, temperature=temperature,
+        seed=options.seed, offset=options.offset, anchor=anchor.t(), rho=rho, noise_scale=options.eta,
     ).t() * scale  # fmt: skip
     if target is not None:
-        pulled = options.kappa * logits + options.rho * columns.abs() if pull_key else logits
+        pulled = scaled.add_(anchor, alpha=rho) if pull_key else logits
         gradient.add_(torch.softmax(pulled, dim=0) - target, alpha=pull)
     if decay != 0:
-        mask = mask_weight(weight, logits, m, options)[1]
+        mask = mask_weight(weight, logits, m, options)[1] if mask is None else mask
         grad.add_(weight.masked_fill(mask, 0), alpha=decay)
     fine = torch.isfinite(gradient.sum(dim=0))
     _adam_(state, torch.where(fine, gradient, 0.0), adam, fine)
-    return int((~fine).sum())
+    return (~fine).sum()
 
 
 def _adam_(state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamOptions, fine: Tensor) -> None:

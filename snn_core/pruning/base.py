@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from snn_core.errors import ArgumentError
 from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.distributed import Ranks, inner_model
-from snn_core.pruning.groups import BlockGroup, PrunedLayer, WeightValues, group_by_pattern
+from snn_core.pruning.groups import BlockGroup, PrunedLayer, WeightMarks, content_sum, group_by_pattern
 from snn_core.pruning.layers import LayerReport, select_layers
 from snn_core.pruning.masking import MaskHook, RestoreHook, StraightThrough, clear_dropped, take_over
 from snn_core.pruning.optimizer_link import OptimizerLink, check_held
@@ -91,7 +91,7 @@ class NMPruner(ABC):
         self._link: OptimizerLink | None = None
         self._handles: list[RemovableHandle] = []
         self._evaluation: dict[str, Tensor] | None = None  # the masks it uses, of the weights in _values_of
-        self._values_of: dict[str, WeightValues] = {}
+        self._values_of: dict[str, tuple[WeightMarks, Tensor | float]] = {}
         self._reported: dict[str, Tensor] | None = None  # the masks of the last metrics()
         self._resumed_total_steps = 0
         self._finalized = False
@@ -294,21 +294,24 @@ class NMPruner(ABC):
         layer.called = True
         if not layer.module.training:
             return StraightThrough.apply(weight, weight.detach() * self._masks_for([layer])[layer.name])
-        known = layer.drawn is not None and layer.drawn.device == weight.device
-        if not known:
+        if layer.drawn is None or layer.drawn.device != weight.device:
             self._draw()
         assert layer.drawn is not None
-        if layer.effective is None or (known and layer.effective_of != layer.values()):
+        if layer.effective is None or layer.effective_of != WeightMarks.of(weight):
             layer.keep_effective(self._apply_mask(weight.detach(), layer.drawn))
-        assert layer.effective is not None
-        return StraightThrough.apply(weight, layer.effective)
+        effective = layer.effective
+        assert effective is not None
+        # It serves the calls until their backward pass: writes through weight.data come after one, or without one.
+        if not torch.is_grad_enabled():
+            layer.forget_effective()
+        return StraightThrough.apply(weight, effective, layer.forget_effective)
 
     def _masks_for(self, layers: list[PrunedLayer]) -> dict[str, Tensor]:
         """The masks of evaluation in the search phase, made anew where the weight of one of ``layers`` has changed."""
-        if self._evaluation is None or any(self._values_of[layer.name] != layer.values() for layer in layers):
+        if self._evaluation is None or any(self._values_of[layer.name] != _values(layer) for layer in layers):
             with torch.no_grad():
                 self._evaluation = self._evaluation_masks()
-            self._values_of = {layer.name: layer.values() for layer in self.layers}
+            self._values_of = {layer.name: _values(layer) for layer in self.layers}
         return self._evaluation
 
     def _apply_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
@@ -388,3 +391,7 @@ class NMPruner(ABC):
         if self.frozen:
             for layer in self.layers:
                 layer.clear_dropped(layer.weight)
+
+
+def _values(layer: PrunedLayer) -> tuple[WeightMarks, Tensor | float]:
+    return WeightMarks.of(layer.weight), content_sum(layer.weight)

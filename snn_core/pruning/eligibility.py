@@ -158,7 +158,7 @@ class CreditCapture:
         self.due = self.stale = False
 
     def _before_neuron(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.due and args and isinstance(args[0], Tensor):
+        if args and isinstance(args[0], Tensor):  # due or not: it may come before the layer that makes it due
             self._neuron_shape = tuple(args[0].shape[:2])
 
     def _before_layer(self, module: nn.Module, args: tuple[Any, ...]) -> None:

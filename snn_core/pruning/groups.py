@@ -14,25 +14,32 @@ from snn_core.kernels.topk_sampler import hard_topk
 from snn_core.sparsity import NMPattern, to_blocks
 
 
-class WeightValues(NamedTuple):
-    """What tells the values of a weight from those of another moment.
+class WeightMarks(NamedTuple):
+    """What tells the values of a weight from those of another moment without looking at them: no GPU is waited for.
 
-    A write through ``weight.data`` (swapped averages of weights, clipping) and ``module.to()`` raise no version: hence
-    the sum, and the type and place. The sum stays where the weight is: only a comparison waits for a GPU.
+    Only a write in place through ``weight.data`` leaves no mark; see :func:`content_sum`.
     """
 
     identity: int
     version: int
+    address: int
     dtype: torch.dtype
     device: torch.device
-    total: Tensor | float
 
     @classmethod
-    def of(cls, weight: Tensor) -> WeightValues:
+    def of(cls, weight: Tensor) -> WeightMarks:
         """Of a weight as it is now."""
-        wide = torch.float32 if weight.element_size() < 4 else None
-        total = 0.0 if weight.device.type == "meta" else weight.detach().sum(dtype=wide)
-        return cls(id(weight), weight._version, weight.dtype, weight.device, total)
+        return cls(id(weight), weight._version, weight.data_ptr(), weight.dtype, weight.device)
+
+
+def content_sum(weight: Tensor) -> Tensor | float:
+    """The sum of a weight, where it is: it also changes by writes through ``weight.data`` (swapped averages, clipping).
+
+    A pass over the weight, and to compare two sums waits for a GPU: for evaluation, not for training.
+    """
+    if weight.device.type == "meta":
+        return 0.0
+    return weight.detach().sum(dtype=torch.float32 if weight.element_size() < 4 else None)
 
 
 @dataclass(eq=False)
@@ -45,7 +52,7 @@ class PrunedLayer:
         columns: its place among the blocks of its group.
         mask: final boolean mask of the weight's shape once frozen, else None.
         drawn: mask of the present training step, or None.
-        effective: the masked weight of the present step, made from the values ``effective_of``.
+        effective: the masked weight of the present step, made from the weight ``effective_of``; until a backward pass.
         called: whether the layer was ever called; a model that uses its weight directly cannot be pruned there.
     """
 
@@ -56,7 +63,7 @@ class PrunedLayer:
     mask: Tensor | None = None
     drawn: Tensor | None = None
     effective: Tensor | None = None
-    effective_of: WeightValues | None = None
+    effective_of: WeightMarks | None = None
     called: bool = False
 
     @property
@@ -79,13 +86,13 @@ class PrunedLayer:
                 "directly, so its mask cannot take part; exclude it"
             )
 
-    def values(self) -> WeightValues:
-        """What its weight holds now, so far as a pass over it tells."""
-        return WeightValues.of(self.weight)
-
     def keep_effective(self, effective: Tensor) -> None:
-        """Use this masked weight until the weight changes or the step ends."""
-        self.effective, self.effective_of = effective, self.values()
+        """Use this masked weight until :meth:`forget_effective`, or until the weight has other marks."""
+        self.effective, self.effective_of = effective, WeightMarks.of(self.weight)
+
+    def forget_effective(self) -> None:
+        """The next forward call makes its masked weight anew, with the mask of the step."""
+        self.effective = self.effective_of = None
 
     def forget_step(self) -> None:
         """Drop what belongs to one training step."""
@@ -138,13 +145,20 @@ class BlockGroup:
         Raises:
             NonFiniteError: the key is not finite; the message names the layer.
         """
-        self.check_finite(key, "the weights or logits")
-        return hard_topk(key.t(), self.pattern.n).t()
+        try:
+            return hard_topk(key.t(), self.pattern.n).t()  # looks at the key itself
+        except ArgumentError:
+            self.name_non_finite(key, "the weights or logits")
+            raise
 
     def check_finite(self, columns: Tensor, what: str) -> None:
         """Raise NonFiniteError naming the first layer whose part of ``columns`` is not finite."""
         if bool(torch.isfinite(columns.sum())):
             return
+        self.name_non_finite(columns, what)
+
+    def name_non_finite(self, columns: Tensor, what: str) -> None:
+        """As :meth:`check_finite`, where it is known that something is wrong."""
         for layer in self.layers:
             bad = int((~torch.isfinite(columns[:, layer.columns])).sum())
             if bad:

@@ -11,6 +11,7 @@ Ours differs from theirs: masks are chosen anew at every step (``dt = 1``), and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -83,8 +84,9 @@ class MagnitudePruner(NMPruner):
 
     def _masks_at(self, ramp: float) -> dict[str, Tensor]:
         magnitudes = {layer.name: layer.weight.detach().abs() for layer in self.layers}
-        for name, magnitude in magnitudes.items():
-            if not bool(torch.isfinite(magnitude.sum())):
+        sums = torch.stack([magnitude.sum().double() for magnitude in magnitudes.values()]).tolist()
+        for name, total in zip(magnitudes, sums, strict=True):
+            if not math.isfinite(total):
                 raise NonFiniteError(f"layer {name!r}: its weights became non-finite")
         counts = [self._count(layer, ramp) for layer in self.layers]
         if self.config.magnitude_scope == "layer":

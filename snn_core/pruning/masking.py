@@ -17,15 +17,18 @@ from torch import Tensor, nn
 
 
 class StraightThrough(torch.autograd.Function):
-    """Value of ``effective``, gradient to ``weight`` as if it had been used itself."""
+    """Value of ``effective``, gradient to ``weight`` as if that had been used; the backward pass calls ``used``."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, effective: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, effective: Tensor, used: Callable[[], None] | None = None) -> Tensor:
+        ctx.used = used
         return effective.view_as(effective)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.used is not None:
+            ctx.used()
+        return grads[0], None, None
 
 
 def show_weight(module: nn.Module, weight: Tensor) -> None:

@@ -15,12 +15,46 @@ from snn_core.kernels.topk_sampler import (
     mask_weight,
     relaxed_mask,
     update_logits_,
+    weight_columns,
 )
 from snn_core.pruning.config import PruneConfig
 from snn_core.pruning.eligibility import soft_targets
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.pruning.schedule import Schedule
 from snn_core.seeding import derive_seed
+
+
+class NonFiniteBlocks:
+    """Numbers of blocks that are not finite, by layer: what a device has counted is read in one go, once a step.
+
+    Every single reading would make the host wait for the device, and the device then for the host.
+    """
+
+    def __init__(self) -> None:
+        self._unread: list[tuple[str, str, Tensor]] = []
+
+    def add(self, layer: str, what: str, count: int | Tensor) -> None:
+        """Note a count, or raise as :meth:`check` does where it is a number already."""
+        if isinstance(count, Tensor):
+            self._unread.append((layer, what, count))
+        elif count:
+            self._refuse(layer, what, count)
+
+    def check(self) -> None:
+        """Raise NonFiniteError, naming the layer, if one of the counts is not 0."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        for (layer, what, _), count in zip(unread, torch.stack([item[2] for item in unread]).tolist(), strict=True):
+            if count:
+                self._refuse(layer, what, count)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._unread = []
+
+    def _refuse(self, layer: str, what: str, count: int) -> None:
+        raise NonFiniteError(f"layer {layer!r}: {what} became non-finite ({count} blocks)")
 
 
 class GroupSearch:
@@ -34,8 +68,8 @@ class GroupSearch:
         targets: soft targets made of it.
     """
 
-    def __init__(self, group: BlockGroup, config: PruneConfig) -> None:
-        self.group, self.config = group, config
+    def __init__(self, group: BlockGroup, config: PruneConfig, non_finite: NonFiniteBlocks) -> None:
+        self.group, self.config, self.non_finite = group, config, non_finite
         self.logits, self.exp_avg, self.exp_avg_sq = (group.empty().zero_() for _ in range(3))
         self.adam_steps = 0
         self.credit: Tensor | None = None
@@ -62,15 +96,17 @@ class GroupSearch:
         if self.config.rho > 0:
             magnitude = self.group.gather(lambda layer: layer.weight.detach()).abs_()
             for layer in self.group.layers:
-                key[:, layer.columns].add_(magnitude[:, layer.columns], alpha=self._rho(layer))
+                key[:, layer.columns].add_(magnitude[:, layer.columns], alpha=float(self._rho(layer)))
         return key
 
-    def _rho(self, layer: PrunedLayer) -> float:
-        """The factor of ``|w|`` in the key."""
+    def _rho(self, layer: PrunedLayer) -> float | Tensor:
+        """The factor of ``|w|`` in the key; a tensor where the deviation is one."""
         if self.config.rho == 0:
             return 0.0
         deviation = absolute_deviation(layer.weight)
         # Magnitudes that are all alike say nothing, and 1 / 1e-12 of them would drown logits and noise. NaN stays.
+        if isinstance(deviation, Tensor):
+            return torch.where(deviation < 1e-12, 0.0, self.config.rho / deviation)
         return 0.0 if deviation < 1e-12 else self.config.rho / deviation
 
     def draw(self, schedule: Schedule, step: int) -> None:
@@ -95,14 +131,13 @@ class GroupSearch:
     def _masked(self, layer: PrunedLayer, options: KeyOptions, beta: float) -> tuple[Tensor, Tensor]:
         logits = self._part(self.logits, layer)
         masked, mask, wrong = mask_weight(layer.weight.detach(), logits, self.group.pattern.m, options, beta)
-        if wrong:
-            raise NonFiniteError(f"layer {layer.name!r}: the weights or logits became non-finite ({wrong} blocks)")
+        self.non_finite.add(layer.name, "the weights or logits", wrong)
         return masked, mask
 
     def _relaxed(self, layer: PrunedLayer, options: KeyOptions, temperature: float) -> Tensor:
         soft = relaxed_mask(layer.weight, self._part(self.logits, layer), self.group.pattern.m, options, temperature)
-        if not bool(torch.isfinite(soft.sum())):
-            raise NonFiniteError(f"layer {layer.name!r}: the weights or logits became non-finite")
+        wrong = (~torch.isfinite(weight_columns(soft, self.group.pattern.m).sum(dim=0))).sum()
+        self.non_finite.add(layer.name, "the weights or logits", int(wrong) if wrong.device.type == "cpu" else wrong)
         return soft
 
     # ---- learning --------------------------------------------------------------------------------------------------
@@ -132,39 +167,42 @@ class GroupSearch:
                 pull=config.eid_weight * slope * pull,
                 pull_key=config.eid_match == "key",
                 decay=config.sr_ste_decay if config.draws == "exact" else 0.0,
+                mask=layer.drawn,
             )
-            if wrong:
-                raise NonFiniteError(
-                    f"layer {layer.name!r}: the gradient of the logits became non-finite ({wrong} blocks)"
-                )
+            self.non_finite.add(layer.name, "the gradient of the logits", wrong)
 
     def _probability(self, clean_key: Tensor) -> Tensor:
         """The distribution that EID pulls."""
         return torch.softmax(clean_key if self.config.eid_match == "key" else self.logits, dim=0)
 
-    def update_credit(self, fresh: Tensor, seen: list[bool]) -> None:
-        """Running mean of absolute credits; layers that are not ``seen`` this time keep what they have."""
-        momentum = self.config.eid_momentum
+    def update_credit(self, fresh: Tensor, totals: list[float | None]) -> None:
+        """Running mean of absolute credits.
+
+        Args:
+            fresh: of this step.
+            totals: a layer's sum of them; None for layers that had none this time, and keep what they have.
+        """
         if self.credit is None:
             self.credit = torch.zeros_like(fresh)
-            momentum_of = [0.0] * len(seen)
-        else:
-            momentum_of = [
-                momentum if bool(self._part(self.credit, layer).any()) else 0.0 for layer in self.group.layers
-            ]
-        for layer, new, keep in zip(self.group.layers, seen, momentum_of, strict=True):
-            if new:
+        with_credit = set(self._pull_of)
+        for layer, total in zip(self.group.layers, totals, strict=True):
+            if total is not None:
+                keep = self.config.eid_momentum if layer.name in self._pull_of else 0.0
                 self._part(self.credit, layer).mul_(keep).add_(self._part(fresh, layer), alpha=1 - keep)
-        self.set_targets()
+                if total == 0 and keep == 0:
+                    with_credit.discard(layer.name)
+                elif total != 0:
+                    with_credit.add(layer.name)
+        self._set_targets(with_credit)
 
-    def set_targets(self) -> None:
-        """Soft targets and the weight of their pull, 1 / blocks of the layer, from the credit."""
+    def _set_targets(self, with_credit: set[str]) -> None:
+        """Soft targets from the credit, and the weight of their pull: 1 / blocks of the layer, if it has a credit."""
         assert self.credit is not None
         self.targets = soft_targets(self.credit, self.config.eid_temperature)
         self._pull = self.credit.new_zeros(self.group.num_blocks)
         self._pull_of = {}
         for layer in self.group.layers:
-            if bool(self._part(self.credit, layer).any()):
+            if layer.name in with_credit:
                 self._pull_of[layer.name] = 1 / (layer.columns.stop - layer.columns.start)
                 self._pull[layer.columns] = self._pull_of[layer.name]
 
@@ -213,7 +251,7 @@ class GroupSearch:
         if f"credit/{first}" in state:
             self.credit = self.group.empty()
             self._join("credit", state, self.credit)
-            self.set_targets()
+            self._set_targets({layer.name for layer in self.group.layers if bool(self._part(self.credit, layer).any())})
         self.adam_steps = 0
         if f"exp_avg/{first}" in state:
             self.adam_steps = int(state["adam_step"])

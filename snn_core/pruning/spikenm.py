@@ -10,17 +10,17 @@ sampler on ``w * w.grad`` gives what autograd through every forward call would, 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from snn_core.errors import NonFiniteError
 from snn_core.pruning.base import NMPruner
 from snn_core.pruning.block_state import has_moved
 from snn_core.pruning.eligibility import CreditCapture
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
-from snn_core.pruning.search import GroupSearch, pull_dropped
+from snn_core.pruning.search import GroupSearch, NonFiniteBlocks, pull_dropped
 from snn_core.sparsity import to_blocks
 
 __all__ = ["SpikeNMPruner", "pull_dropped"]
@@ -50,6 +50,7 @@ class SpikeNMPruner(NMPruner):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._searches: dict[BlockGroup, GroupSearch] = {}
         self._captures: dict[str, CreditCapture] = {}
+        self._non_finite = NonFiniteBlocks()
         super().__init__(*arguments, **options)
 
     # ---- keys ------------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class SpikeNMPruner(NMPruner):
         if any(has_moved(search.logits, group, self.steps_done) for group, search in self._searches.items()):
             self._searches = {}
         if not self._searches:
-            self._searches = {group: GroupSearch(group, self.config) for group in self.groups}
+            self._searches = {group: GroupSearch(group, self.config, self._non_finite) for group in self.groups}
 
     def _evaluation_key(self, group: BlockGroup) -> Tensor:
         return self._search(group).clean_key(self.schedule())
@@ -95,7 +96,9 @@ class SpikeNMPruner(NMPruner):
         self._prepare()
         schedule = self.schedule()
         search_of = {layer.name: search for group, search in self._searches.items() for layer in group.layers}
-        return {layer.name: search_of[layer.name].evaluation_mask(layer, schedule) for layer in self.layers}
+        masks = {layer.name: search_of[layer.name].evaluation_mask(layer, schedule) for layer in self.layers}
+        self._non_finite.check()
+        return masks
 
     # ---- learning --------------------------------------------------------------------------------------------------
 
@@ -113,17 +116,15 @@ class SpikeNMPruner(NMPruner):
             for layer in self.layers:
                 if layer.weight.grad is not None and layer.drawn is not None:
                     layer.weight.grad.mul_(layer.drawn)
+        self._non_finite.check()  # before the weights change
 
     def _update_credits(self) -> None:
         """The credits captured since the last step, summed over the ranks, into the running means.
 
         Without captures the weights' gradients are the credits: those are reduced and unscaled already.
         """
-        factor = 1 / self._ranks.size  # gradients are means over the ranks
-        if self.grad_scaler is not None:
-            factor /= self.grad_scaler.get_scale()
         for group, search in self._searches.items():
-            fresh, seen = group.empty().zero_(), torch.zeros(len(group.layers), device=group.device)
+            fresh, seen = group.empty().zero_(), [False] * len(group.layers)
             for position, layer in enumerate(group.layers):
                 credit = self._captures[layer.name].take() if self._captures else _copied_gradient(layer)
                 if credit is None:
@@ -132,22 +133,33 @@ class SpikeNMPruner(NMPruner):
                     credit.mul_(layer.weight.detach())
                 blocks = to_blocks(credit, group.pattern.m)
                 group.part(fresh, layer, blocks.shape).copy_(blocks)
-                seen[position] = 1
+                seen[position] = True
             if self._captures:
-                fresh, seen = self._ranks.sum(fresh).mul_(factor), self._ranks.sum(seen)
-            fresh.abs_()
-            search.update_credit(fresh, [count > 0 for count in self._drop_overflow(group, fresh, seen.tolist())])
+                fresh = self._ranks.sum(fresh)
+                if self._ranks.size > 1:
+                    fresh.mul_(1 / self._ranks.size)  # gradients are means over the ranks
+                if self.grad_scaler is not None:
+                    fresh.div_(self.grad_scaler.scale(fresh.new_ones(())))
+            search.update_credit(fresh.abs_(), self._totals(group, fresh, seen))
 
-    def _drop_overflow(self, group: BlockGroup, fresh: Tensor, counts: list[float]) -> list[float]:
-        """Credits of a scaled loss may overflow where the gradients do not: such a refresh is left out."""
-        try:
-            group.check_finite(fresh, "EID's credit")
-        except NonFiniteError:
+    def _totals(self, group: BlockGroup, fresh: Tensor, seen: list[bool]) -> list[float | None]:
+        """Sums of the layers' credits, read from the device in one go; None for layers that no rank had one of.
+
+        Credits of a scaled loss may overflow where the gradients do not: those of that layer are left out.
+        """
+        sums = torch.stack([fresh[:, layer.columns].sum() for layer in group.layers])
+        if self._captures and self._ranks.size > 1:
+            counts = self._ranks.sum(torch.tensor(seen, dtype=sums.dtype, device=sums.device))
+            found, somewhere = torch.stack([sums, counts]).tolist()
+            seen = [count > 0 for count in somewhere]
+        else:
+            found = sums.tolist()
+        if not all(math.isfinite(total) for total in found):
             if self.grad_scaler is None:
-                raise
-            finite = [bool(torch.isfinite(fresh[:, layer.columns]).all()) for layer in group.layers]
-            return [count if fine else 0.0 for count, fine in zip(counts, finite, strict=True)]
-        return counts
+                group.name_non_finite(fresh, "EID's credit")  # raises, unless it was the sum that overflowed
+            fine = [bool(torch.isfinite(fresh[:, layer.columns]).all()) for layer in group.layers]
+            seen = [one and other for one, other in zip(seen, fine, strict=True)]
+        return [total if known else None for total, known in zip(found, seen, strict=True)]
 
     def metrics(self) -> dict[str, float]:
         """As :meth:`NMPruner.metrics`, and in the search phase ``temperature``, ``eta``, ``entropy`` and ``eid``.

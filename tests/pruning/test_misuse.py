@@ -102,6 +102,23 @@ def test_weights_written_behind_autograd_are_seen(method):
         assert torch.equal(layer(eye), nn.functional.linear(eye, expected, layer.bias))  # still the step's mask
 
 
+@pytest.mark.parametrize("method", ["spikenm", "sr-ste"])
+def test_weights_written_behind_autograd_between_two_passes_of_a_step(method):
+    """Accumulated gradients with a perturbation of the weights, say: the second pass computes with the new values."""
+    model, optimizer, pruner = start(method)
+    train(model, optimizer, pruner, range(1))
+    layer, eye = model[2], torch.eye(16)
+    first = layer(eye)
+    again = layer(eye)  # one masked weight serves both
+    assert torch.equal(first, again)
+    (first + again).sum().backward()
+    with torch.no_grad():
+        layer.weight.data.neg_()
+    drawn, beta = pruner.layers[0].drawn, pruner.schedule().beta
+    expected = torch.where(drawn, layer.weight, layer.weight * beta).detach()
+    assert torch.equal(layer(eye), nn.functional.linear(eye, expected, layer.bias))
+
+
 def test_a_checkpoint_loaded_before_a_skipped_step_is_no_other_optimizer():
     model, optimizer, pruner = start()
     train(model, optimizer, pruner, range(2))
