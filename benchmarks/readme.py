@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import readme_detector
 import readme_events
 import readme_pruning
 from readme_events import table as _table
@@ -310,6 +311,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "transfer": ("simulation_transfer.json", readme_events.transfer),
     "motion": ("motion_sim.json", readme_events.motion),
     "localization": ("localization.json", readme_events.localization),
+    "detector": ("detector.json", readme_detector.detector),
     "gpu": ("gpu_nvidia_h200.json", gpu),
 }
 
