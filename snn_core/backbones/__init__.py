@@ -2,7 +2,8 @@
 
 from snn_core.backbones.convnet import ConvSNN
 from snn_core.backbones.features import Backbone, FeatureInfo, SpikingBackbone, SpikingOptions
-from snn_core.backbones.registry import create, list_backbones, nearest, register
+from snn_core.backbones.options import nearest
+from snn_core.backbones.registry import create, list_backbones, register
 from snn_core.backbones.resnet import SpikingResNet
 from snn_core.backbones.sdt import SpikeDrivenTransformer
 from snn_core.backbones.spikformer import Spikformer

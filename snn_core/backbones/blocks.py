@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from snn_core.backbones.encoder import is_repeated
+from snn_core.backbones.options import check_probability
 from snn_core.errors import ArgumentError
 from snn_core.neurons import SpikingNeuron
 
@@ -91,6 +92,7 @@ class SpikingHead(nn.Module):
             raise ArgumentError(f"hidden is {hidden!r}; it must be a list of positive integers")
         if not isinstance(pool_to, int) or pool_to < 1:
             raise ArgumentError(f"pool_to is {pool_to!r}; it must be a positive integer")
+        check_probability("dropout", dropout)
         self.pool = nn.AdaptiveAvgPool2d(pool_to)
         self.flatten = nn.Flatten()
         sizes = [channels * pool_to * pool_to, *hidden]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from snn_core.backbones.blocks import ConvBlock
 from snn_core.backbones.features import FeatureInfo, SpikingBackbone, SpikingOptions, through
+from snn_core.backbones.options import check_probability, one_of
 from snn_core.backbones.registry import register
 from snn_core.errors import ArgumentError
 
@@ -63,7 +64,7 @@ class ConvSNN(SpikingBackbone):
         detach_reset: bool = True,
         norm_gain: float = 2.0,
         dropout: float = 0.2,
-        input_transform: str = "log1p",
+        input_transform: str | None = "log1p",
         backend: str = "auto",
         strides: Sequence[int] | None = None,
         pools: Sequence[int] | None = None,
@@ -71,13 +72,15 @@ class ConvSNN(SpikingBackbone):
         input_std: Sequence[float] | None = None,
         average_features: bool = False,
     ) -> None:
-        if pool not in ("max", "avg"):
-            raise ArgumentError(f"pool is {pool!r}; allowed: max, avg")
+        one_of("pool", pool, ("max", "avg"))
         _check_blocks("channels", channels, None)
         _check_blocks("strides", strides, len(channels))
         _check_blocks("pools", pools, len(channels))
-        if stem_kernel < 1 or stem_stride < 1:
-            raise ArgumentError("stem_kernel and stem_stride must be at least 1")
+        check_probability("dropout", dropout)
+        if stem_kernel < 1 or stem_kernel % 2 == 0:
+            raise ArgumentError(f"stem_kernel is {stem_kernel!r}; it must be an odd positive integer")
+        if stem_stride < 1:
+            raise ArgumentError(f"stem_stride is {stem_stride!r}; it must be a positive integer")
         options: SpikingOptions = {
             "input_size": input_size, "input_transform": input_transform, "input_mean": input_mean,
             "input_std": input_std, "neuron": neuron, "tau": tau, "decay_input": True, "detach_reset": detach_reset,

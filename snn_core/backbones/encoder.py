@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from snn_core.backbones.options import one_of
 from snn_core.errors import ArgumentError
 
 #: Of CIFAR-10's training pictures, red, green and blue, where 255 is 1.
@@ -45,8 +46,7 @@ class FrameEncoder(nn.Module):
         smallest: int = 1,
     ) -> None:
         super().__init__()
-        if input_transform not in ("log1p", "standardise", "none"):
-            raise ArgumentError(f"input_transform is {input_transform!r}; allowed: log1p, standardise, none")
+        one_of("input_transform", input_transform, ("log1p", "standardise", "none"))
         size = _checked_size(input_size, smallest)
         self.frame = (in_channels, *(size or ("H", "W")))
         self.smallest = smallest

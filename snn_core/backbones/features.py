@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 
 from snn_core.backbones.encoder import FrameEncoder
+from snn_core.backbones.options import one_of
 from snn_core.errors import ArgumentError
 from snn_core.neurons import IF, LIF, PLIF, SpikingNeuron, reset_net
 
@@ -75,10 +76,10 @@ class SpikingOptions(TypedDict, total=False):
         average_features: feature maps are averaged over time, ``[B, c, h, w]``; False by default.
     """
 
-    input_size: Any
+    input_size: Sequence[int] | None
     input_transform: str | None
-    input_mean: Any
-    input_std: Any
+    input_mean: Sequence[float] | None
+    input_std: Sequence[float] | None
     neuron: str
     tau: float
     decay_input: bool
@@ -129,6 +130,7 @@ class SpikingBackbone(Backbone):
         """A neuron as the options say."""
         given = self.neuron_options
         kind = given.get("neuron", "lif")
+        one_of("neuron", kind, ("lif", "plif", "if"))
         common: dict[str, Any] = {
             "v_threshold": given.get("v_threshold", 1.0), "v_reset": given.get("v_reset", 0.0),
             "surrogate_function": given.get("surrogate", "ATan"), "detach_reset": given.get("detach_reset", True),
@@ -139,9 +141,7 @@ class SpikingBackbone(Backbone):
         leaky = common | {"decay_input": given.get("decay_input", False)}
         if kind == "lif":
             return LIF(tau=given.get("tau", 2.0), **leaky)
-        if kind == "plif":
-            return PLIF(init_tau=given.get("tau", 2.0), **leaky)
-        raise ArgumentError(f"neuron is {kind!r}; allowed: lif, plif, if")
+        return PLIF(init_tau=given.get("tau", 2.0), **leaky)
 
     def feature_maps(self, x: Tensor, last_only: bool = False) -> list[Tensor]:
         """Feature maps ``[T, B, c, h, w]`` of encoded frames; for logits the last one alone, to keep no others alive.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from snn_core.errors import ArgumentError
+from snn_core.backbones.options import one_of
 
 NORMS = ("tdbn", "bn")
 
@@ -27,8 +27,7 @@ def make_norm(kind: str, channels: int, *, v_threshold: float = 1.0, alpha: floa
 
     Source: Zheng et al., Going Deeper With Directly-Trained Larger Spiking Neural Networks, AAAI 2021.
     """
-    if kind not in NORMS:
-        raise ArgumentError(f"norm is {kind!r}; allowed: {', '.join(NORMS)}")
+    one_of("norm", kind, NORMS)
     norm = nn.BatchNorm2d(channels)
     if kind == "tdbn":
         nn.init.constant_(norm.weight, alpha * v_threshold)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 from torch import nn
 
+from snn_core.backbones.options import check_types, hints_of, nearest
 from snn_core.backbones.weights import load_weights
 from snn_core.errors import ArgumentError
 from snn_core.seeding import seeded
@@ -22,21 +21,10 @@ class _Entry:
     factory: Callable[..., nn.Module]
     fixed: dict[str, Any]
 
-    def options(self) -> list[str] | None:
-        """Names of the options that may be given; None: any, the factory looks itself."""
-        names = []
-        for name, parameter in inspect.signature(self.factory).parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                # **options: Unpack[SomeTypedDict] names them; a plain **options does not.
-                function: Any = self.factory
-                function = getattr(function, "__init__") if isinstance(function, type) else function  # noqa: B009
-                unpacked = get_args(get_type_hints(function, include_extras=True)[name])
-                if not unpacked:
-                    return None
-                names += list(unpacked[0].__annotations__)
-            elif name not in self.fixed:
-                names.append(name)
-        return names
+    def options(self) -> Mapping[str, Any] | None:
+        """Names of the options that may be given and their types; None: any, the factory looks itself."""
+        hints = hints_of(self.factory)
+        return None if hints is None else {name: hint for name, hint in hints.items() if name not in self.fixed}
 
 
 _BACKBONES: dict[str, _Entry] = {}
@@ -64,12 +52,6 @@ def list_backbones(pattern: str = "*") -> list[str]:
 def is_spiking(name: str) -> bool:
     """Whether the backbone of this name takes frames ``[T, B, C, H, W]``; pictures ``[B, C, H, W]`` otherwise."""
     return bool(getattr(_BACKBONES[name].factory, "spiking", False))
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """``" (did you mean ...?)"`` with the most similar names, empty where none is similar; for error messages."""
-    names = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(allowed), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(names)}?)" if names else ""
 
 
 def create(
@@ -112,6 +94,7 @@ def create(
     if unknown:
         named = ", ".join(f"{option}{nearest(option, known or ())}" for option in unknown)
         raise ArgumentError(f"backbone {name!r} has no option {named}; allowed: {', '.join(known or ())}")
+    check_types(options, known or {}, f"backbone {name!r}: ")
     try:
         with seeded(seed, "init", name):
             model = entry.factory(**options, **entry.fixed)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from snn_core.backbones.blocks import ConvBlock, ConvNorm, SpikingHead, scaled_channels
 from snn_core.backbones.features import FeatureInfo, SpikingBackbone, SpikingOptions, through
 from snn_core.backbones.norm import make_norm
+from snn_core.backbones.options import one_of
 from snn_core.backbones.registry import register
 from snn_core.errors import ArgumentError
 from snn_core.neurons import SpikingNeuron
@@ -192,10 +193,10 @@ class SpikingResNet(SpikingBackbone):
         widths = scaled_channels("channels", channels, width, CHANNELS[depth])
         if stem_channels is None:
             stem_channels = widths[0] if depth != 19 else max(1, widths[0] // 2)
-        stem = stem or ("cifar" if depth == 19 else "imagenet")
+        if stem is None:
+            stem = "cifar" if depth == 19 else "imagenet"
         for name, value, allowed in (("connect_f", connect_f, CONNECTIONS), ("stem", stem, STEMS)):
-            if value not in allowed:
-                raise ArgumentError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+            one_of(name, value, allowed)
         if isinstance(stem_channels, bool) or not isinstance(stem_channels, int) or stem_channels < 1:
             raise ArgumentError(f"stem_channels is {stem_channels!r}; it must be a positive integer")
         super().__init__(in_channels, num_classes, options)

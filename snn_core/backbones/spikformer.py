@@ -135,7 +135,7 @@ class Spikformer(SpikingTransformer):
             in_channels, num_classes, embed_dim=embed_dim, depth=depth, mlp_ratio=mlp_ratio, stem=stem,
             norm_gain=norm_gain, options=options,
         )  # fmt: skip
-        if not isinstance(num_heads, int) or num_heads < 1 or embed_dim % num_heads:
+        if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or embed_dim % num_heads:
             raise ArgumentError(f"num_heads is {num_heads!r}; it must divide embed_dim, {embed_dim}")
         self.stem = PatchSplitting(self, in_channels)
         self.blocks = nn.ModuleList(EncoderBlock(self, embed_dim, num_heads, scale, qkv_bias) for _ in range(depth))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snn_core.backbones.blocks import ConvBlock, ConvNorm
 from snn_core.backbones.features import FeatureInfo, SpikingBackbone, SpikingOptions
+from snn_core.backbones.options import one_of
 from snn_core.errors import ArgumentError
 from snn_core.neurons import SpikingNeuron
 
@@ -44,8 +45,7 @@ class SpikingTransformer(SpikingBackbone):
         self, in_channels: int, num_classes: int, *, embed_dim: int, depth: int, mlp_ratio: float, stem: str,
         norm_gain: float, options: SpikingOptions,
     ) -> None:  # fmt: skip
-        if stem not in STEMS:
-            raise ArgumentError(f"stem is {stem!r}; allowed: {', '.join(STEMS)}")
+        one_of("stem", stem, STEMS)
         for name, value in (("embed_dim", embed_dim), ("depth", depth)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"{name} is {value!r}; it must be a positive integer")

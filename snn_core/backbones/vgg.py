@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snn_core.backbones.blocks import ConvBlock, SpikingHead, scaled_channels
 from snn_core.backbones.features import FeatureInfo, SpikingBackbone, SpikingOptions, through
 from snn_core.backbones.norm import make_norm
+from snn_core.backbones.options import one_of
 from snn_core.backbones.registry import register
 from snn_core.errors import ArgumentError
 
@@ -69,8 +70,7 @@ class SpikingVGG(SpikingBackbone):
         convs = CONVS[depth]
         widths = scaled_channels("channels", channels, width, CHANNELS[depth])
         pools = len(convs) if pools is None else pools
-        if pool not in ("max", "avg"):
-            raise ArgumentError(f"pool is {pool!r}; allowed: max, avg")
+        one_of("pool", pool, ("max", "avg"))
         if isinstance(pools, bool) or not isinstance(pools, int) or not 0 <= pools <= len(convs):
             raise ArgumentError(f"pools is {pools!r}; it must be a number of stages, 0 to {len(convs)}")
         super().__init__(in_channels, num_classes, options, smallest=2**pools)

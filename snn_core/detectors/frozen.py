@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from snn_core.errors import ArgumentError
 from snn_core.kernels import nm_matmul
-from snn_core.kernels.native import native_backend
+from snn_core.kernels.native import BACKENDS, native_backend, wanted_backend
 from snn_core.kernels.nm_compress import CompressedNM, NMPattern
+from snn_core.kernels.nm_matmul.candidates import MORE_BACKENDS
 from snn_core.kernels.spike_pack import PackedSpikes
 from snn_core.sparsity import CompressedLinear
 
@@ -35,6 +36,8 @@ class FrozenLinear(CompressedLinear):
     """
 
     def __init__(self, weight: CompressedNM, bias: Tensor | None = None, *, backend: str = "compressed") -> None:
+        if backend != "compressed":
+            wanted_backend(backend, (*BACKENDS, *MORE_BACKENDS))
         super().__init__(weight, bias, backend=backend)
 
     def forward(self, x: Tensor | PackedSpikes) -> Tensor:

@@ -64,7 +64,7 @@ def create_model(name: str, *, download: bool = False, **options: Any) -> nn.Mod
     """
     timm = import_timm()
     known = list_models()
-    base = name.partition(".")[0]
+    base = str(name).partition(".")[0]
     if base not in known:
         near = difflib.get_close_matches(base, known, n=3, cutoff=0.4)
         reason = f"timm {timm.__version__} has no model {name!r}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_core.backbones import Backbone, FeatureInfo
+from snn_core.backbones.options import check_types, hints_of, one_of
 from snn_core.detectors import adapters as forms
 from snn_core.detectors.compression import compress_by_magnitude, compress_by_wanda
 from snn_core.detectors.frozen import FrozenLinear, freeze
@@ -75,10 +76,15 @@ class FrozenViT(Backbone):
         model_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        given = {"image_size": image_size, "adapters": adapters, "out_indices": out_indices}
+        check_types(given | {"model_options": model_options}, hints_of(FrozenViT) or {})
         for name, value, least in (("in_channels", in_channels, 1), ("num_classes", num_classes, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ArgumentError(f"{name} is {value!r}; it must be an integer of at least {least}")
         size = image_size if image_size is None or isinstance(image_size, int) else tuple(image_size)
+        sides = size if isinstance(size, tuple) else (size, size)
+        if size is not None and (len(sides) != 2 or any(side is not None and side < 1 for side in sides)):
+            raise ArgumentError(f"image_size is {image_size!r}; it must be a positive integer, or height and width")
         options = {"in_chans": in_channels, "num_classes": num_classes, "img_size": size, **(model_options or {})}
         with seeded(seed, "vit", model):
             network: Any = create_model(model, download=pretrained is True, **options)
@@ -158,8 +164,8 @@ class FrozenViT(Backbone):
         if self.pattern is not None or self.adapter_specs:
             state = f"compressed to {self.pattern}" if self.pattern is not None else "with adapters"
             raise ArgumentError(f"pattern: the network is {state} already")
-        if dtype is not None and dtype not in DTYPES:
-            raise ArgumentError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+        if dtype is not None:
+            one_of("dtype", dtype, DTYPES)
         stored, blocks = None if dtype is None else DTYPES[dtype], self.vit.blocks
         if calibration is None:
             compress_by_magnitude(blocks, pattern, stored, self.backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 
 from snn_core.backbones import Backbone, FeatureInfo, create, list_backbones
+from snn_core.backbones.options import check_types, hints_of
 from snn_core.errors import ArgumentError, CheckpointError
 from snn_core.sparsity import fuse, make_nm, save_compressed
 from snn_core.training import save_checkpoint
@@ -126,3 +128,55 @@ def test_names_by_pattern() -> None:
 def test_sizes_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         create("conv-snn", **(SMALL | options))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vgg11", {"hidden": [16]}, r"'vgg11' \(did you mean spiking_vgg11"),
+        (
+            "spiking_vgg11",
+            {"hiden": [16]},
+            r"no option hiden \(did you mean hidden\?\); allowed: in_channels, .*, tau,",
+        ),
+        ("spiking_vgg11", {"hidden": 16}, "'spiking_vgg11': hidden is 16; it must be a list of integers"),
+        ("spiking_vgg11", {"hidden": [True]}, r"hidden is \[True\]; it must be a list of integers"),
+        ("spiking_vgg11", {"depth": 16}, "no option depth"),
+        ("spiking_vgg16", {"pools": 6}, "pools is 6; it must be a number of stages, 0 to 5"),
+        ("spiking_vgg16", {"dropout": 1.5}, "dropout is 1.5; it must be a number of at least 0 and below 1"),
+        ("spiking_vgg9", {"pool": "mx"}, r"pool is 'mx' \(did you mean max\?\); allowed: max, avg"),
+        ("spiking_vgg9", {"decay_input": "no"}, "decay_input is 'no'; it must be True or False"),
+        ("spiking_vgg9", {"neuron": 3}, "neuron is 3; allowed: lif, plif, if"),
+        ("spiking_vgg9", {"tau": float("nan")}, "tau is nan; it must be a finite number"),
+        ("spiking_resnet18", {"stem": "CIFAR10"}, r"stem is 'CIFAR10' \(did you mean cifar\?\)"),
+        ("spiking_resnet18", {"channels": 8}, "channels is 8; it must be a list of integers or None"),
+        ("sew_resnet18", {"connect_f": "AD"}, r"connect_f is 'AD' \(did you mean .*ADD"),
+        ("ms_resnet18", {"connect_f": "AND"}, "no option connect_f"),
+        ("spikformer", {"stem": ["dvs"]}, r"stem is \['dvs'\] .*; allowed: cifar, dvs"),
+        ("spikformer", {"scale": "1"}, "scale is '1'; it must be a finite number"),
+        ("sdt", {"embed_dim": 32.0}, "embed_dim is 32.0; it must be an integer"),
+        ("conv-snn", {"input_size": 34}, "input_size is 34; it must be a list of integers"),
+        ("conv-snn", {"stem_kernel": 4}, "stem_kernel is 4; it must be an odd positive integer"),
+    ],
+)
+def test_options_that_are_none(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        create(name, **options)
+
+
+def test_types_of_nets_that_are_registered_elsewhere() -> None:
+    """Options of a function with ``**options`` of its own are its own affair."""
+
+    def any_options(**options: Any) -> None:
+        raise AssertionError
+
+    def some(size: int, names: Sequence[str] | str = (), other=None) -> None:  # type: ignore[no-untyped-def]
+        raise AssertionError
+
+    assert hints_of(any_options) is None
+    hints = hints_of(some)
+    assert hints is not None
+    check_types({"size": 3, "names": ["a"], "other": object()}, hints)
+    check_types({"names": "a"}, hints)
+    with pytest.raises(ArgumentError, match="names is 3; it must be a list of names or a name"):
+        check_types({"names": 3}, hints)

@@ -199,9 +199,10 @@ def test_tokens_and_maps() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("lorra", "did you mean 'lora'"),
-        ({"form": "lora", "rnk": 1}, "no option 'rnk'.*did you mean 'rank'"),
-        ({"rank": 1}, "no form None"),
+        ("lorra", "did you mean lora"),
+        ({"form": "lora", "rnk": 1}, "no option 'rnk'.*did you mean rank"),
+        ({"rank": 1}, "form is None"),
+        ({"form": "lora", "alpha": "2"}, "lora: alpha is '2'; it must be a finite number or None"),
         ({"form": "lora", "rank": 0}, "rank is 0"),
         ({"form": "lora", "targets": ["attn.qvk"]}, "beside 'attn.qvk'.*nearest: attn.qkv"),
         ({"form": "lora", "targets": ["mlp"]}, "beside linear layers, and 'mlp' is a Mlp"),

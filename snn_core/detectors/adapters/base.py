@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_core.backbones.options import check_types, hints_of, nearest, one_of
 from snn_core.errors import ArgumentError
 
 
@@ -243,16 +243,15 @@ def attach(host: Host, form: str, options: Mapping[str, Any]) -> nn.Module | Non
     Raises:
         ArgumentError: unknown form or option (with the nearest name), or values that are not allowed.
     """
-    if form not in _FORMS:
-        near = difflib.get_close_matches(str(form), _FORMS, n=1, cutoff=0.4)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise ArgumentError(f"adapters: no form {form!r}; allowed: {', '.join(list_adapters())}{meant}")
-    known = list(inspect.signature(_FORMS[form]).parameters)[1:]
+    one_of("adapters: form", form, list_adapters())
+    hints = hints_of(_FORMS[form]) or {}
+    known = list(hints)[1:]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise ArgumentError(f"adapters: {form} has no option {name!r}; allowed: {', '.join(known)}{meant}")
+            raise ArgumentError(
+                f"adapters: {form} has no option {name!r}{nearest(name, known)}; allowed: {', '.join(known)}"
+            )
+    check_types(options, hints, f"adapters: {form}: ")
     front = _FORMS[form](host, **options)
     for block, path, adapter in host.planned:  # only now, so that a refused form leaves the network as it was
         _put(block, path, adapter)
