@@ -19,6 +19,7 @@ from snn_core.kernels.topk_sampler.weights import (
     columns_to_weight,
     mask_weight,
     relaxed_mask,
+    update_credit_,
     update_logits_,
     weight_columns,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "topk_draw",
     "topk_sample",
     "topk_sample_backward",
+    "update_credit_",
     "update_logits_",
     "weight_columns",
 ]

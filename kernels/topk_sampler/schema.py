@@ -9,8 +9,8 @@ Triton. Tensors are float32 ``[blocks, M]``; those made are position-major where
 ``_backward``  their gradient to ``logits``: noise, key and draws are made again
 =============  =======================================================================================
 
-``topk_mask_weight``, ``topk_update_logits`` and ``absolute_deviation`` work on a weight in its own layout, with state
-``[M, blocks]`` (see weights.py); they are compiled code alone.
+``topk_mask_weight``, ``topk_update_logits``, ``topk_update_credit`` and ``absolute_deviation`` work on a weight in its
+own layout, with state ``[M, blocks]`` (see weights.py); they are compiled code alone.
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ LIBRARY.define(
     "-> Tensor",
     tags=TAGS,
 )
+LIBRARY.define(
+    "topk_update_credit(Tensor(a!) credit, Tensor(b!) targets, Tensor? fresh, Tensor? weight, float keep, "
+    "float temperature) -> Tensor",
+    tags=TAGS,
+)
 LIBRARY.define("absolute_deviation(Tensor x) -> Tensor", tags=TAGS)
 
 
@@ -108,11 +113,17 @@ def _update_logits_fake(logits: Tensor, *arguments: Any) -> Tensor:
     return logits.new_empty((), dtype=torch.int64)
 
 
+@torch.library.register_fake("snn_core::topk_update_credit", lib=LIBRARY)
+def _update_credit_fake(credit: Tensor, *arguments: Any) -> Tensor:
+    return credit.new_empty((2,), dtype=torch.int64)
+
+
 @torch.library.register_fake("snn_core::absolute_deviation", lib=LIBRARY)
 def _absolute_deviation_fake(x: Tensor) -> Tensor:
     return x.new_empty((), dtype=torch.float64)
 
 
+update_credit_operator = torch.ops.snn_core.topk_update_credit.default
 mask_weight_operator = torch.ops.snn_core.topk_mask_weight.default
 update_logits_operator = torch.ops.snn_core.topk_update_logits.default
 absolute_deviation_operator = torch.ops.snn_core.absolute_deviation.default

@@ -291,6 +291,54 @@ int64_t update(const KeyOptions& o, const UpdateOptions& u, const UpdateTile& t)
   return count_set(wrong);
 }
 
+template <int kM>
+int64_t credit(const CreditOptions& o, const CreditTile& t, int64_t* nonzero) {
+  const int m = kM ? kM : static_cast<int>(o.m);
+  VectorI wrong{}, some{};
+  for (int64_t j = 0; j < t.count; j += kLanes) {
+    VectorF value[Positions<kM>::kSize], fresh[Positions<kM>::kSize], nought{}, sum{}, squares{};
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) value[i] = load<VectorF>(t.credit + i * t.credit_stride + j);
+    if (t.fresh) {
+#pragma GCC unroll 4
+      for (int i = 0; i < m; ++i) {
+        VectorF f = load<VectorF>(t.fresh + i * t.fresh_stride + j);
+        if (t.weight) f *= load<VectorF>(t.weight + i * t.weight_stride + j);
+        nought += f - f;
+        fresh[i] = value[i] * o.keep + absolute(f) * o.share;
+      }
+      const VectorI fine = nought == 0.0f;
+      wrong += ~fine;
+#pragma GCC unroll 4
+      for (int i = 0; i < m; ++i) {
+        value[i] = fine ? fresh[i] : value[i];
+        store_unaligned(t.credit + i * t.credit_stride + j, value[i]);
+      }
+    }
+    VectorI any{};
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) {
+      any |= value[i] != 0.0f;
+      sum += value[i];
+    }
+    some += any;
+    const VectorF mean = sum * (1.0f / static_cast<float>(m));
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) {
+      value[i] -= mean;
+      squares += value[i] * value[i];
+    }
+    const VectorF factor = o.reciprocal_temperature / (root(squares * (1.0f / static_cast<float>(m - 1))) + 1e-12f);
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) value[i] *= factor;
+    softmax<kM>(value, fresh, m);
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) store_unaligned(t.target + i * t.target_stride + j, fresh[i]);
+  }
+  *nonzero += count_set(some);
+  return count_set(wrong);
+}
+
 // Eight sums side by side whatever the vectors are: the same bits for every instruction set.
 void moments(const float* x, int64_t n, double* sums) {
   typedef float Eight __attribute__((vector_size(32)));
@@ -322,30 +370,20 @@ void moments(const float* x, int64_t n, double* sums) {
     default: return call(0);           \
   }
 
-int64_t draw_any(const KeyOptions& o, const DrawTile& t) {
-#define SNN_CALL(M) draw<M>(o, t)
-  SNN_FOR_M(SNN_CALL)
-#undef SNN_CALL
-}
-void soft_any(const KeyOptions& o, const SoftTile& t) {
-#define SNN_CALL(M) soft<M, false>(o, t)
-  SNN_FOR_M(SNN_CALL)
-#undef SNN_CALL
-}
-void soft_backward_any(const KeyOptions& o, const SoftTile& t) {
-#define SNN_CALL(M) soft<M, true>(o, t)
-  SNN_FOR_M(SNN_CALL)
-#undef SNN_CALL
-}
-int64_t update_any(const KeyOptions& o, const UpdateOptions& u, const UpdateTile& t) {
-#define SNN_CALL(M) update<M>(o, u, t)
-  SNN_FOR_M(SNN_CALL)
-#undef SNN_CALL
-}
+#define SNN_DRAW(M) draw<M>(o, t)
+int64_t draw_any(const KeyOptions& o, const DrawTile& t) { SNN_FOR_M(SNN_DRAW) }
+#define SNN_SOFT(M) soft<M, false>(o, t)
+void soft_any(const KeyOptions& o, const SoftTile& t) { SNN_FOR_M(SNN_SOFT) }
+#define SNN_SOFT_BACKWARD(M) soft<M, true>(o, t)
+void soft_backward_any(const KeyOptions& o, const SoftTile& t) { SNN_FOR_M(SNN_SOFT_BACKWARD) }
+#define SNN_UPDATE(M) update<M>(o, u, t)
+int64_t update_any(const KeyOptions& o, const UpdateOptions& u, const UpdateTile& t) { SNN_FOR_M(SNN_UPDATE) }
+#define SNN_CREDIT(M) credit<M>(o, t, nonzero)
+int64_t credit_any(const CreditOptions& o, const CreditTile& t, int64_t* nonzero) { SNN_FOR_M(SNN_CREDIT) }
 
 }  // namespace
 
-extern const TopkTable SNN_CONCAT(topk_, SNN_ISA) = {draw_any,    soft_any,    soft_backward_any, update_any,
-                                                     split_blocks, join_blocks, join_byte_blocks,  moments};
+extern const TopkTable SNN_CONCAT(topk_, SNN_ISA) = {
+    draw_any, soft_any, soft_backward_any, update_any, credit_any, split_blocks, join_blocks, join_byte_blocks, moments};
 
 }  // namespace snn_core

@@ -68,12 +68,29 @@ struct UpdateTile {
   int64_t target_stride;
 };
 
+struct CreditOptions {
+  int64_t m;
+  float keep, share;  // of the old credit and of the fresh one
+  float reciprocal_temperature;
+};
+
+struct CreditTile {
+  const float* fresh;  // with its sign, or null
+  int64_t fresh_stride;
+  const float* weight;  // a factor of it, or null
+  int64_t weight_stride;
+  float *credit, *target;
+  int64_t credit_stride, target_stride;
+  int64_t count;
+};
+
 struct TopkTable {
   // Return how many blocks hold a value that is not finite; such blocks are not updated.
   int64_t (*draw)(const KeyOptions&, const DrawTile&);
   void (*soft)(const KeyOptions&, const SoftTile&);
   void (*soft_backward)(const KeyOptions&, const SoftTile&);
   int64_t (*update)(const KeyOptions&, const UpdateOptions&, const UpdateTile&);
+  int64_t (*credit)(const CreditOptions&, const CreditTile&, int64_t* nonzero);  // adds blocks whose credit is not 0
   // Blocks of m = 2, 4, 8, 16 or 32 neighbours to rows and back.
   void (*split)(const float* blocks, int64_t m, int64_t count, float* rows, int64_t stride);
   void (*join)(const float* rows, int64_t stride, int64_t m, int64_t count, float* blocks);

@@ -236,6 +236,48 @@ Tensor topk_update_logits(Tensor logits, Tensor exp_avg, Tensor exp_avg_sq, Tens
   return wrong.sum(logits);
 }
 
+// Of a layer: [blocks whose fresh credit is not finite, which keep what they have; blocks with a credit above 0].
+Tensor topk_update_credit(Tensor credit, Tensor targets, OptionalTensor fresh, OptionalTensor weight, double keep,
+                          double temperature) {
+  require(credit.dim() == 2 && credit.size(0) >= 2 && credit.size(0) <= kMaxPositions, "credit must be [M, blocks]");
+  require(temperature > 0, "temperature must be positive");
+  const int64_t m = credit.size(0), blocks = credit.size(1);
+  for (const Tensor* t : {&credit, &targets}) {
+    check_float(*t, "credit and targets must be float32");
+    require(t->dim() == 2 && t->size(0) == m && t->size(1) == blocks, "targets must be like credit");
+  }
+  for (const OptionalTensor* t : {&fresh, &weight}) {
+    if (t->has_value()) check_columns(credit, **t, m, "credit must be [M, blocks] of the weight");
+  }
+  const CreditOptions o{m, static_cast<float>(keep), static_cast<float>(1.0 - keep),
+                        static_cast<float>(1.0 / temperature)};
+  const int64_t tiles = (blocks + tile_width(m) - 1) / tile_width(m);
+  std::vector<int64_t> nonzero(tiles), wrong(tiles);
+  const auto weight_tiles = [m](const OptionalTensor& t, int64_t width) {
+    return t.has_value() ? Tiles(layout_of_weight(*t, m), data_of(*t), width) : Tiles();
+  };
+  for_each_tile(m, blocks, [&](int64_t width) {
+    return [&, mean = column_tiles(credit, width), goal = column_tiles(targets, width),
+            seen = weight_tiles(fresh, width),
+            values = weight_tiles(weight, width)](int64_t first, int64_t count, int64_t tile) mutable {
+      const CreditTile t{seen.rows(first, count), seen.stride(count), values.rows(first, count), values.stride(count),
+                         mean.rows(first, count), goal.rows(first, count, false), mean.stride(count),
+                         goal.stride(count), count};
+      wrong[tile] = topk_table().credit(o, t, &nonzero[tile]);
+      if (seen) mean.write(first, count);
+      goal.write(first, count);
+    };
+  });
+  Tensor result = empty_strided(credit, {2}, {1}, ScalarType::Long);
+  auto* const counts = static_cast<int64_t*>(result.data_ptr());
+  counts[0] = counts[1] = 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    counts[0] += wrong[i];
+    counts[1] += nonzero[i];
+  }
+  return result;
+}
+
 // Standard deviation of |x| over all elements, in float64: [] .
 Tensor absolute_deviation(Tensor x) {
   check_float(x, "x must be float32");
@@ -273,6 +315,7 @@ STABLE_TORCH_LIBRARY_IMPL(snn_core, CPU, m) {
   m.impl("topk_sample_backward", TORCH_BOX(&topk_sample_backward));
   m.impl("topk_mask_weight", TORCH_BOX(&topk_mask_weight));
   m.impl("topk_update_logits", TORCH_BOX(&topk_update_logits));
+  m.impl("topk_update_credit", TORCH_BOX(&topk_update_credit));
   m.impl("absolute_deviation", TORCH_BOX(&absolute_deviation));
 }
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from snn_core.errors import ArgumentError
 from snn_core.kernels.native import native_backend, wanted_backend
 from snn_core.kernels.topk_sampler.ops import MAX_POSITIONS, relaxed_topk, topk_draw, topk_sample_backward
-from snn_core.kernels.topk_sampler.reference import seeded_key
+from snn_core.kernels.topk_sampler.reference import seeded_key, soft_targets
 from snn_core.kernels.topk_sampler.schema import (
     absolute_deviation_operator,
     mask_weight_operator,
+    update_credit_operator,
     update_logits_operator,
 )
 
@@ -69,14 +70,16 @@ def columns_to_weight(columns: Tensor, like: Tensor) -> Tensor:
 
 def runs_natively(weight: Tensor, m: int) -> bool:
     """Whether compiled code serves a weight: float32 on the CPU, library at hand, backend not asked to be another."""
+    return 2 <= weight.ndim <= 4 and _is_dense(weight) and _is_compiled(weight, m)
+
+
+def _is_compiled(values: Tensor, m: int) -> bool:
     return (
-        weight.dtype == torch.float32
-        and weight.device.type == "cpu"
+        values.dtype == torch.float32
+        and values.device.type == "cpu"
         and m <= MAX_POSITIONS
-        and 2 <= weight.ndim <= 4
         and wanted_backend("auto") in ("auto", "cpp")
-        and native_backend(weight.device) == "cpp"
-        and _is_dense(weight)
+        and native_backend(values.device) == "cpp"
     )
 
 
@@ -213,6 +216,47 @@ def update_logits_(
     fine = torch.isfinite(gradient.sum(dim=0))
     _adam_(state, torch.where(fine, gradient, 0.0), adam, fine)
     return (~fine).sum()
+
+
+def update_credit_(
+    credit: Tensor,
+    targets: Tensor,
+    fresh: Tensor | None,
+    weight: Tensor | None = None,
+    *,
+    keep: float,
+    temperature: float,
+) -> Tensor:
+    """Running mean of absolute credits, in place, and the soft targets made of it.
+
+    ``credit = keep * credit + (1 - keep) * |fresh * weight|``, ``targets = softmax(standardised credit / temperature)``
+    in each block, standardised to mean 0 and deviation 1 (n - 1 in the denominator; all 0 where a block is constant).
+
+    Args:
+        credit, targets: float32 ``[M, blocks]`` of a layer, M at least 2; targets are overwritten.
+        fresh: with its sign, float32, in the weight's shape; None: the targets alone.
+        weight: factor of ``fresh``, or None.
+        keep: in [0, 1].
+        temperature: of the targets.
+
+    Returns:
+        int64 ``[2]`` on the device: blocks whose fresh credit is not finite, which keep what they have, and blocks
+        whose credit is not 0.
+    """
+    if fresh is not None and weight is not None and weight.dtype != torch.float32:
+        fresh, weight = fresh * weight.detach(), None
+    if _is_compiled(credit, credit.shape[0]):  # a matter of the state alone: one that is loaded gives the same targets
+        dense = [t if t is None or _is_dense(t) else t.contiguous() for t in (fresh, weight)]
+        values = [t if t is None else t.detach() for t in dense]
+        return update_credit_operator(credit, targets, *values, keep, temperature)
+    wrong = torch.zeros((), dtype=torch.int64, device=credit.device)
+    if fresh is not None:
+        seen = weight_columns(fresh if weight is None else fresh * weight.detach(), credit.shape[0]).abs()
+        fine = torch.isfinite(seen.sum(dim=0))
+        credit.copy_(torch.where(fine, credit * keep + seen * (1 - keep), credit))
+        wrong = (~fine).sum()
+    targets.copy_(soft_targets(credit, temperature))
+    return torch.stack([wrong, (credit != 0).any(dim=0).sum()])
 
 
 def _adam_(state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, adam: AdamOptions, fine: Tensor) -> None:

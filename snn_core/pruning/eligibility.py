@@ -271,14 +271,3 @@ class CreditCapture:
                 "its input must be [T, B, ...] or [T * B, ...]"
             )
         return steps
-
-
-def standardise(columns: Tensor) -> Tensor:
-    """``[M, blocks]`` with mean 0 and deviation 1 in each block (all 0 where a block is constant)."""
-    centred = columns - columns.mean(dim=0)
-    return centred / (centred.square().sum(dim=0) / (len(columns) - 1)).sqrt_().add_(1e-12)
-
-
-def soft_targets(credit: Tensor, temperature: float) -> Tensor:
-    """``q = softmax(standardise(credit) / temperature)`` over each block of ``[M, blocks]``."""
-    return torch.softmax(standardise(credit) / temperature, dim=0)

@@ -14,11 +14,11 @@ from snn_core.kernels.topk_sampler import (
     absolute_deviation,
     mask_weight,
     relaxed_mask,
+    update_credit_,
     update_logits_,
     weight_columns,
 )
 from snn_core.pruning.config import PruneConfig
-from snn_core.pruning.eligibility import soft_targets
 from snn_core.pruning.groups import BlockGroup, PrunedLayer
 from snn_core.pruning.schedule import Schedule
 from snn_core.seeding import derive_seed
@@ -74,7 +74,6 @@ class GroupSearch:
         self.adam_steps = 0
         self.credit: Tensor | None = None
         self.targets: Tensor | None = None
-        self._pull: Tensor | None = None
         self._pull_of: dict[str, float] = {}
         self._keys: dict[str, KeyOptions] = {}  # that the masks of this step were drawn with
         self._seeds = {layer.name: derive_seed(config.seed, "spikenm", layer.name) for layer in group.layers}
@@ -175,36 +174,38 @@ class GroupSearch:
         """The distribution that EID pulls."""
         return torch.softmax(clean_key if self.config.eid_match == "key" else self.logits, dim=0)
 
-    def update_credit(self, fresh: Tensor, totals: list[float | None]) -> None:
-        """Running mean of absolute credits.
+    def update_credits(self, fresh: dict[str, Tensor | None]) -> list[tuple[PrunedLayer, Tensor]]:
+        """Running means of absolute credits, and soft targets.
 
         Args:
-            fresh: of this step.
-            totals: a layer's sum of them; None for layers that had none this time, and keep what they have.
-        """
-        if self.credit is None:
-            self.credit = torch.zeros_like(fresh)
-        with_credit = set(self._pull_of)
-        for layer, total in zip(self.group.layers, totals, strict=True):
-            if total is not None:
-                keep = self.config.eid_momentum if layer.name in self._pull_of else 0.0
-                self._part(self.credit, layer).mul_(keep).add_(self._part(fresh, layer), alpha=1 - keep)
-                if total == 0 and keep == 0:
-                    with_credit.discard(layer.name)
-                elif total != 0:
-                    with_credit.add(layer.name)
-        self._set_targets(with_credit)
+            fresh: by layer, with its sign, in the weight's shape; layers with None keep what they have.
 
-    def _set_targets(self, with_credit: set[str]) -> None:
-        """Soft targets from the credit, and the weight of their pull: 1 / blocks of the layer, if it has a credit."""
-        assert self.credit is not None
-        self.targets = soft_targets(self.credit, self.config.eid_temperature)
-        self._pull = self.credit.new_zeros(self.group.num_blocks)
-        self._pull_of = {}
+        Returns:
+            The others, each with the counts of :func:`update_credit_` for :meth:`set_pull`, which nobody has read yet.
+        """
+        if self.credit is None or self.targets is None:
+            self.credit, self.targets = self.group.empty().zero_(), self.group.empty().zero_()
+        counts = []
         for layer in self.group.layers:
-            if layer.name in with_credit:
-                self._pull_of[layer.name] = 1 / (layer.columns.stop - layer.columns.start)
-                self._pull[layer.columns] = self._pull_of[layer.name]
+            credit = fresh[layer.name]
+            if credit is not None:
+                weight = layer.weight if self.config.eid_use_weight else None
+                keep = self.config.eid_momentum if layer.name in self._pull_of else 0.0
+                counts.append((layer, self._update_credit(layer, credit, weight, keep)))
+        return counts
+
+    def _update_credit(self, layer: PrunedLayer, fresh: Tensor | None, weight: Tensor | None, keep: float) -> Tensor:
+        assert self.credit is not None
+        assert self.targets is not None
+        columns = self._part(self.credit, layer), self._part(self.targets, layer)
+        return update_credit_(*columns, fresh, weight, keep=keep, temperature=self.config.eid_temperature)
+
+    def set_pull(self, layer: PrunedLayer, has_credit: bool) -> None:
+        """Pull a layer to its targets, by 1 / blocks of it, if it has a credit at all."""
+        if has_credit:
+            self._pull_of[layer.name] = 1 / (layer.columns.stop - layer.columns.start)
+        else:
+            self._pull_of.pop(layer.name, None)
 
     def _part(self, columns: Tensor, layer: PrunedLayer) -> Tensor:
         return columns[:, layer.columns]
@@ -213,11 +214,12 @@ class GroupSearch:
 
     def divergence(self, schedule: Schedule) -> float:
         """Sum over layers of the mean KL divergence of a block from its soft target."""
-        if self.targets is None or self._pull is None:
+        if self.targets is None:
             return 0.0
         probability = self._probability(self.clean_key(schedule)).clamp_(min=1e-30)
         kl = (self.targets * (self.targets.clamp(min=1e-30).log() - probability.log())).sum(dim=0)
-        return float((kl * self._pull).sum())
+        pulled = [layer for layer in self.group.layers if layer.name in self._pull_of]
+        return sum(float(kl[layer.columns].sum()) * self._pull_of[layer.name] for layer in pulled)
 
     def entropy(self, schedule: Schedule) -> float:
         """Sum over blocks of the entropy, in bits, of the first of the N draws: 0 once there is no noise."""
@@ -246,12 +248,13 @@ class GroupSearch:
         """Take back :meth:`state` and, as ``adam_step``, ``adam_steps``."""
         self._join("logits", state, self.logits)
         self._keys, self._pull_of = {}, {}
-        self.credit = self.targets = self._pull = None
+        self.credit = self.targets = None
         first = self.group.layers[0].name
         if f"credit/{first}" in state:
-            self.credit = self.group.empty()
+            self.credit, self.targets = self.group.empty(), self.group.empty()
             self._join("credit", state, self.credit)
-            self._set_targets({layer.name for layer in self.group.layers if bool(self._part(self.credit, layer).any())})
+            for layer in self.group.layers:
+                self.set_pull(layer, int(self._update_credit(layer, None, None, 1.0)[1]) > 0)
         self.adam_steps = 0
         if f"exp_avg/{first}" in state:
             self.adam_steps = int(state["adam_step"])

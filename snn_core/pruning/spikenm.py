@@ -10,18 +10,17 @@ sampler on ``w * w.grad`` gives what autograd through every forward call would, 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snn_core.errors import NonFiniteError
 from snn_core.pruning.base import NMPruner
 from snn_core.pruning.block_state import has_moved
 from snn_core.pruning.eligibility import CreditCapture
-from snn_core.pruning.groups import BlockGroup, PrunedLayer
+from snn_core.pruning.groups import BlockGroup
 from snn_core.pruning.search import GroupSearch, NonFiniteBlocks, pull_dropped
-from snn_core.sparsity import to_blocks
 
 __all__ = ["SpikeNMPruner", "pull_dropped"]
 
@@ -119,47 +118,51 @@ class SpikeNMPruner(NMPruner):
         self._non_finite.check()  # before the weights change
 
     def _update_credits(self) -> None:
-        """The credits captured since the last step, summed over the ranks, into the running means.
+        """The credits captured since the last step, of all ranks, into the running means.
+
+        Credits of a scaled loss may overflow where the gradients do not: the blocks keep the credits that they have.
+        """
+        fresh = self._fresh_credits()
+        found = [(search, *item) for search in self._searches.values() for item in search.update_credits(fresh)]
+        if not found:
+            return
+        counts = torch.stack([item[2] for item in found]).tolist()  # read in one go
+        for (search, layer, _), (wrong, with_credit) in zip(found, counts, strict=True):
+            if wrong and self.grad_scaler is None:
+                raise NonFiniteError(f"layer {layer.name!r}: EID's credit became non-finite ({wrong} blocks)")
+            search.set_pull(layer, with_credit > 0)
+
+    def _fresh_credits(self) -> dict[str, Tensor | None]:
+        """By layer, with their signs, in the weight's shape; None where there is none.
 
         Without captures the weights' gradients are the credits: those are reduced and unscaled already.
         """
-        for group, search in self._searches.items():
-            fresh, seen = group.empty().zero_(), [False] * len(group.layers)
-            for position, layer in enumerate(group.layers):
-                credit = self._captures[layer.name].take() if self._captures else _copied_gradient(layer)
-                if credit is None:
-                    continue
-                if self.config.eid_use_weight:
-                    credit.mul_(layer.weight.detach())
-                blocks = to_blocks(credit, group.pattern.m)
-                group.part(fresh, layer, blocks.shape).copy_(blocks)
-                seen[position] = True
-            if self._captures:
-                fresh = self._ranks.sum(fresh)
-                if self._ranks.size > 1:
-                    fresh.mul_(1 / self._ranks.size)  # gradients are means over the ranks
-                if self.grad_scaler is not None:
-                    fresh.div_(self.grad_scaler.scale(fresh.new_ones(())))
-            search.update_credit(fresh.abs_(), self._totals(group, fresh, seen))
+        if not self._captures:
+            grads = {layer.name: layer.weight.grad for layer in self.layers}
+            return {name: None if grad is None else grad.float() for name, grad in grads.items()}
+        credits = {layer.name: self._captures[layer.name].take() for layer in self.layers}
+        if self._ranks.size > 1:
+            credits = self._of_all_ranks(credits)
+        if self.grad_scaler is not None:
+            scale = self.grad_scaler.scale(torch.ones((), device=self.groups[0].device))
+            credits = {name: credit if credit is None else credit.div_(scale) for name, credit in credits.items()}
+        return credits
 
-    def _totals(self, group: BlockGroup, fresh: Tensor, seen: list[bool]) -> list[float | None]:
-        """Sums of the layers' credits, read from the device in one go; None for layers that no rank had one of.
-
-        Credits of a scaled loss may overflow where the gradients do not: those of that layer are left out.
-        """
-        sums = torch.stack([fresh[:, layer.columns].sum() for layer in group.layers])
-        if self._captures and self._ranks.size > 1:
-            counts = self._ranks.sum(torch.tensor(seen, dtype=sums.dtype, device=sums.device))
-            found, somewhere = torch.stack([sums, counts]).tolist()
-            seen = [count > 0 for count in somewhere]
-        else:
-            found = sums.tolist()
-        if not all(math.isfinite(total) for total in found):
-            if self.grad_scaler is None:
-                group.name_non_finite(fresh, "EID's credit")  # raises, unless it was the sum that overflowed
-            fine = [bool(torch.isfinite(fresh[:, layer.columns]).all()) for layer in group.layers]
-            seen = [one and other for one, other in zip(seen, fine, strict=True)]
-        return [total if known else None for total, known in zip(found, seen, strict=True)]
+    def _of_all_ranks(self, credits: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """Means over the ranks, as gradients are; of layers that at least one rank has a credit of."""
+        device = self.groups[0].device
+        known = torch.tensor([credit is not None for credit in credits.values()], dtype=torch.float32, device=device)
+        having = [layer for layer, count in zip(self.layers, self._ranks.sum(known).tolist(), strict=True) if count > 0]
+        if not having:
+            return credits
+        parts = [credits[layer.name] for layer in having]
+        flat = torch.cat(
+            [torch.zeros(layer.weight.numel(), device=device) if part is None else part.reshape(-1)
+             for layer, part in zip(having, parts, strict=True)]
+        )  # fmt: skip
+        means = self._ranks.sum(flat).mul_(1 / self._ranks.size).split([layer.weight.numel() for layer in having])
+        found = {layer.name: mean.view(layer.weight.shape) for layer, mean in zip(having, means, strict=True)}
+        return {name: found.get(name) for name in credits}
 
     def metrics(self) -> dict[str, float]:
         """As :meth:`NMPruner.metrics`, and in the search phase ``temperature``, ``eta``, ``entropy`` and ``eid``.
@@ -230,7 +233,3 @@ class SpikeNMPruner(NMPruner):
         self._prepare()
         for search in self._searches.values():
             search.load(state)
-
-
-def _copied_gradient(layer: PrunedLayer) -> Tensor | None:
-    return None if layer.weight.grad is None else layer.weight.grad.float().clone()

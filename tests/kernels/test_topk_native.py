@@ -24,6 +24,7 @@ from snn_core.kernels.topk_sampler import (
     sample_topk,
     topk_sample,
     topk_sample_backward,
+    update_credit_,
     update_logits_,
     weight_columns,
     weights,
@@ -166,6 +167,7 @@ def test_operators_pass_opcheck():
     state = [torch.rand(4, 108) for _ in range(3)]
     torch.library.opcheck(namespace.topk_mask_weight.default, (weight, state[0], 4, 2, 1.0, 1.0, 0.3, 1, 2, 0.0))
     torch.library.opcheck(namespace.absolute_deviation.default, (weight,))
+    torch.library.opcheck(namespace.topk_update_credit.default, (*state[:2], weight, weight, 0.9, 0.7))
     torch.library.opcheck(
         namespace.topk_update_logits.default,
         (*state, torch.randn_like(weight), weight, None, 2, 1.0, 1.0, 0.3, 1, 2, 0.7, 1.0, 0.0, True, 0.1, 0.9, 0.99,
@@ -286,6 +288,46 @@ def test_blocks_that_are_not_finite_are_counted_and_left_as_they_were():
     assert mask_weight(weight, logits, 4, KeyOptions(2))[2] == 2
 
 
+@native
+@pytest.mark.parametrize("use_weight", [True, False])
+@pytest.mark.parametrize(("shape", "m", "n", "channels_last"), WEIGHTS)
+def test_credits_and_targets_equal_plain_torch(shape, m, n, channels_last, use_weight, monkeypatch):
+    weight, fresh, (credit, _, _, _) = make_case(shape, m, channels_last)
+    credit[:, 3], fresh[0, :m] = 0, 0  # a block without any
+    factor = weight if use_weight else None
+    found = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(weights, "_is_compiled", lambda *arguments: False)
+        for keep in (0.9, 0.0):
+            mean, targets = credit.clone(), torch.full_like(credit, torch.nan)
+            counts = update_credit_(mean, targets, fresh, factor, keep=keep, temperature=0.7)
+            again = torch.empty_like(targets)
+            assert torch.equal(update_credit_(mean, again, None, keep=0.3, temperature=0.7), counts)
+            assert torch.equal(again, targets)  # what a resumed run makes of a saved credit
+            found.append((mean, targets, counts))
+    for ours, plain in zip(found[:2], found[2:], strict=True):
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+    expected = weight_columns(fresh * weight if use_weight else fresh, m).abs()
+    torch.testing.assert_close(found[0][0], 0.9 * credit + 0.1 * expected)
+    assert torch.equal(found[1][0], expected)
+    assert found[0][2].tolist() == [0, int(found[0][0].any(dim=0).sum())]
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=native), False])
+def test_blocks_whose_credit_is_not_finite_keep_it(compiled, monkeypatch):
+    weight, fresh, (credit, targets, _, _) = make_case((8, 16), 4, False)
+    if not compiled:
+        monkeypatch.setattr(weights, "_is_compiled", lambda *arguments: False)
+    fresh[3, 5], weight[7, 0] = float("inf"), float("nan")
+    mean = credit.clone()
+    assert update_credit_(mean, targets, fresh, weight, keep=0.5, temperature=1.0).tolist() == [2, 32]
+    same = (mean == credit).all(dim=0)
+    assert same.nonzero().flatten().tolist() == [3 * 4 + 1, 7 * 4]
+    torch.testing.assert_close(targets.sum(dim=0), torch.ones(32))
+
+
 # ---- equal bits ----------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +345,9 @@ def digest() -> str:
             tuple(columns[:3]), gradient, weight, key, AdamOptions(0.1, 2), temperature=0.7, target=columns[3],
             pull=0.1, decay=1e-3,
         )  # fmt: skip
-        for result in (*results, masked, mask, gradient, *columns[:3]):
+        credit, targets = torch.zeros_like(columns[0]), torch.empty_like(columns[0])
+        update_credit_(credit, targets, gradient, weight, keep=0.0, temperature=0.8)
+        for result in (*results, masked, mask, gradient, credit, targets, *columns[:3]):
             made.update(result.contiguous().numpy().tobytes())
     return made.hexdigest()
 

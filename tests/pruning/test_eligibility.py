@@ -8,13 +8,12 @@ from torch import nn
 
 from snn_core import IF, LIF, PLIF, reset_net
 from snn_core.errors import ArgumentError
+from snn_core.kernels.topk_sampler.reference import soft_targets, standardise
 from snn_core.pruning import PruneConfig, SpikeNMPruner
 from snn_core.pruning.eligibility import (
     CreditCapture,
     following_neuron,
     neuron_leak,
-    soft_targets,
-    standardise,
     trace,
     weight_gradient,
 )
