@@ -46,8 +46,8 @@ class DistillResult:
     """What distillation gives.
 
     ``frames`` uint8 [K * ipc, T, 2, H, W], as stored (``config.formation()`` decodes them), and ``labels`` int64,
-    sorted by class; ``canvas`` float32, before rounding; ``history``: one record of loss parts an iteration;
-    ``seconds`` of wall-clock.
+    sorted by class; ``canvas`` float32, before rounding and packing (sheets of :class:`Formation`); ``history``: one
+    record of loss parts an iteration; ``seconds`` of wall-clock.
     """
 
     frames: Tensor
@@ -173,7 +173,8 @@ class _Run:
             betas = [config.beta]
         self.features = self._real_features(betas)
         initial = initial_frames(dataset, config, generator=self.generator, teachers=teachers, device=device)
-        self.quantizer = PEQN(initial, config.levels, generator=self.generator, quantize=config.quantize).to(device)
+        levels = min(config.levels, self.formation.levels)
+        self.quantizer = PEQN(initial, levels, generator=self.generator, quantize=config.quantize).to(device)
         self.optimizer = torch.optim.Adam([self.quantizer.canvas], config.learning_rate, betas=config.betas)
         self.climb = FrequencyClimb(self.matching, self.features.widths, len(betas), config.frequency_rate, device)
         self.iteration = 0
@@ -229,8 +230,9 @@ class _Run:
 
     def _synthetic_frames(self, view: int) -> Tensor:
         """Clips of the own classes ``[T, k * ipc * draws * clips, P, H, W]``, sorted by class, quantized and viewed."""
-        own = slice(self.ranks.start * self.config.ipc, self.ranks.stop * self.config.ipc)
-        draws = [self.formation.decode(self.quantizer()[own]) for _ in range(self.config.draws)]
+        sheets = self.config.ipc * self.formation.digits
+        own = slice(self.ranks.start * sheets, self.ranks.stop * sheets)
+        draws = [self.formation.unfold(self.quantizer()[own]) for _ in range(self.config.draws)]
         clips = draws[0] if len(draws) == 1 else torch.stack(draws, 1).flatten(0, 1)
         return self.features.views[view].apply(clips.transpose(0, 1))
 
@@ -344,7 +346,7 @@ class _Run:
 
     def result(self) -> DistillResult:
         return DistillResult(
-            frames=self.quantizer.export().cpu(),
+            frames=self.formation.pack(self.quantizer.export().cpu()),
             labels=torch.arange(self.dataset.num_classes).repeat_interleave(self.config.ipc),
             canvas=self.quantizer.canvas.detach().cpu().clone(),
             history=[dict(zip(self.history_names, row, strict=True)) for row in self.rows],

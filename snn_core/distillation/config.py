@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from snn_core.distillation.formation import Formation
+from snn_core.distillation.formation import MAX_DIGITS, Formation
 from snn_core.distillation.quantizer import MAX_LEVELS, Quantize
 from snn_core.distillation.spatio_temporal import ALWAYS, SpatioTemporalMatching, TimeMatching
 from snn_core.errors import ArgumentError
@@ -76,8 +76,9 @@ class DistillConfig(BaseModel):
 
     Samples. ``ipc``: synthetic samples per class. ``T``: time steps; None takes those of the data. ``init``: real
     samples drawn at random, chosen by herding or k-centre on a teacher's features, or noise. ``formation_space``,
-    ``formation_time``: clips stored in one sample (:class:`snn_core.distillation.Formation`). ``levels``: PEQ-N's
-    largest count. ``quantize``: PEQ-N, rounding without a draw, or none until the end.
+    ``formation_time``, ``formation_digits``, ``formation_gain``: clips stored in one sample
+    (:class:`snn_core.distillation.Formation`). ``levels``: PEQ-N's largest count, or what a digit holds where that is
+    less. ``quantize``: PEQ-N, rounding without a draw, or none until the end.
 
     Steps. ``iterations``; ``learning_rate``: in event counts a step, decaying by a cosine to ``final_learning_rate``
     times itself; ``betas``: Adam's, each in [0, 1). ``draws``: roundings of the canvas a step. ``real_batch``: real
@@ -106,6 +107,8 @@ class DistillConfig(BaseModel):
     init: Literal["real", "noise", "herding", "k-centre"] = "real"
     formation_space: int = Field(default=1, ge=1)
     formation_time: int = Field(default=1, ge=1)
+    formation_digits: int = Field(default=1, ge=1, le=MAX_DIGITS)
+    formation_gain: int = Field(default=1, ge=1)
     levels: int = Field(default=15, ge=1, le=MAX_LEVELS)
     quantize: Quantize = "probabilistic"
     iterations: int = Field(default=300, ge=1)
@@ -157,6 +160,7 @@ class DistillConfig(BaseModel):
             raise ValueError("flip, polarity, time_shift, drop: need num_shifts of at least 2, the first view is plain")
         try:
             self.loss()
+            self.formation()
         except ArgumentError as error:
             raise ValueError(str(error)) from error
         return self
@@ -176,4 +180,4 @@ class DistillConfig(BaseModel):
 
     def formation(self) -> Formation:
         """How clips lie in a synthetic sample."""
-        return Formation(self.formation_space, self.formation_time)
+        return Formation(self.formation_space, self.formation_time, self.formation_digits, self.formation_gain)

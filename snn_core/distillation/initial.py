@@ -24,7 +24,8 @@ def initial_frames(
     teachers: TeacherPool | None = None,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Stored frames float32 [K * ipc, T, 2, H, W] sorted by class; with multi-formation each holds several real clips.
+    """Sheets float32 [K * ipc * digits, T, 2, H, W] sorted by class (:class:`Formation`); with
+    multi-formation each holds several real clips.
 
     A coreset is chosen on the spike features, averaged over time, of a teacher that ``generator`` draws.
 
@@ -35,10 +36,10 @@ def initial_frames(
     formation = config.formation()
     if config.init == "noise":
         formation.check(dataset.frames[:1])
-        shape = (dataset.num_classes * config.ipc, *dataset.frames.shape[1:])
+        shape = (dataset.num_classes * config.ipc * formation.digits, *dataset.frames.shape[1:])
         # exponential noise has the mean of event counts and, like them, is mostly small; nothing of a class is in it
         uniform = torch.rand(shape, generator=generator)
-        return -torch.log1p(-uniform) * dataset.frames.float().mean()
+        return -torch.log1p(-uniform) * dataset.frames.float().mean() / formation.gain
     count, labels, num_classes = config.ipc * formation.clips, dataset.labels, dataset.num_classes
     if config.init == "real":
         chosen = select_random(labels, num_classes, count, generator=generator)

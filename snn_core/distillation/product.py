@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,7 +136,7 @@ class DistilledDataset(FrameDataset):
             ArgumentError: frames that the formation of the attributes cannot divide.
         """
         formation = self.formation
-        if formation.clips == 1:
+        if formation.plain:
             return self
         ids = [f"{name}/{clip}" for name in self.ids for clip in range(formation.clips)]
         return FrameDataset(
@@ -145,7 +146,7 @@ class DistilledDataset(FrameDataset):
             class_names=self.class_names,
             name=self.name,
             simulated=self.simulated,
-            content_key=sha256_json([self.content_key, "decoded", formation.space, formation.time]),
+            content_key=sha256_json([self.content_key, "decoded", *asdict(formation).values()]),
             description=self.description,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -36,7 +36,10 @@ class Selection:
 
 
 class Coreset:
-    """``ipc`` real samples of every class, chosen by ``choose``; no state to resume."""
+    """``ipc`` real samples of every class, chosen by ``choose``; with multi-formation as many as it holds clips.
+
+    No state to resume.
+    """
 
     name = ""
     needs_teachers = False
@@ -46,14 +49,22 @@ class Coreset:
         state_path: str | os.PathLike[str] | None = None, resume: bool = False, quiet: bool = False,
         device: str | torch.device = "cpu",
     ) -> DistilledDataset:  # fmt: skip
-        """Select. ArgumentError: no teachers where they are needed. DataError: a class with fewer than ``ipc``."""
+        """Select. ArgumentError: no teachers where they are needed. DataError: a class with too few samples."""
         started = time.perf_counter()
         pool = required(teachers, self.name) if self.needs_teachers else None
-        chosen = self.choose(dataset, config, pool, seed, quiet, device)
+        formation = config.formation()
+        several = config.model_copy(update={"ipc": config.ipc * formation.clips})
+        chosen = self.choose(dataset, several, pool, seed, quiet, device)
+        frames, labels = dataset.frames[chosen.indices], dataset.labels[chosen.indices]
+        settings = {"ipc": config.ipc} | chosen.settings
+        if not formation.plain:
+            frames = formation.pack(formation.encode(frames).round().clamp(max=formation.levels))
+            labels = labels[:: formation.clips]
+            settings |= {f"formation_{name}": value for name, value in asdict(formation).items()}
         seconds = time.perf_counter() - started
         return make_product(
-            dataset, dataset.frames[chosen.indices], dataset.labels[chosen.indices], method=self.name, ipc=config.ipc,
-            seed=seed, config={"ipc": config.ipc} | chosen.settings, teachers=chosen.teachers, seconds=seconds,
+            dataset, frames, labels, method=self.name, ipc=config.ipc, seed=seed, config=settings,
+            teachers=chosen.teachers, seconds=seconds,
         )  # fmt: skip
 
     def choose(

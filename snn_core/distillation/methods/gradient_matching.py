@@ -94,8 +94,8 @@ class GradientMatching:
                     where = f"the state in {path} is of the last whole episode" if path else "nothing saved"
                     raise InterruptedRunError(f"{self.name}: interrupted in step {run.iteration + 1}; {where}")
         return make_product(
-            dataset, run.quantizer.export().cpu(), run.labels.cpu(), method=self.name, ipc=config.ipc, seed=seed,
-            config=config.model_dump(mode="json"), seconds=run.seconds,
+            dataset, run.formation.pack(run.quantizer.export().cpu()), run.labels.cpu(), method=self.name,
+            ipc=config.ipc, seed=seed, config=config.model_dump(mode="json"), seconds=run.seconds,
         )  # fmt: skip
 
 
@@ -120,7 +120,8 @@ class _Run:
         self.formation = config.formation()
         self.formation.check(dataset.frames[:1])
         initial = initial_frames(dataset, config, generator=generator, teachers=teachers, device=device)
-        self.quantizer = PEQN(initial, config.levels, generator=generator, quantize=config.quantize).to(device)
+        levels = min(config.levels, self.formation.levels)
+        self.quantizer = PEQN(initial, levels, generator=generator, quantize=config.quantize).to(device)
         self.labels = torch.arange(dataset.num_classes, device=device).repeat_interleave(config.ipc)
         self.optimizer = torch.optim.Adam([self.quantizer.canvas], config.learning_rate, betas=config.betas)
         self.iteration, self.seconds = 0, 0.0
@@ -158,7 +159,7 @@ class _Run:
             if interrupted:
                 return
             for _ in range(NETWORK_STEPS):
-                frames = self.formation.decode(self.quantizer().detach())
+                frames = self.formation.unfold(self.quantizer().detach())
                 training.zero_grad()
                 self._loss(
                     network, frames.transpose(0, 1), self.labels.repeat_interleave(self.formation.clips)
@@ -182,7 +183,7 @@ class _Run:
 
     def _match(self, network: nn.Module, generator: torch.Generator, step: int) -> None:
         """One step of the canvas down the distance of the gradients, class by class."""
-        config, ipc = self.config, self.config.ipc
+        config, sheets = self.config, self.config.ipc * self.formation.digits
         view = self.views[int(torch.randint(len(self.views), (1,), generator=generator))]
         parameters = list(network.parameters())
         low = config.final_learning_rate
@@ -197,7 +198,7 @@ class _Run:
             labels = torch.full((config.real_batch,), k, device=self.device)
             real = self._loss(network, view.apply(self._real(picks)), labels)
             wanted = [value.detach() for value in torch.autograd.grad(real, parameters)]
-            own = view.apply(self.formation.decode(synthetic[k * ipc : (k + 1) * ipc]).transpose(0, 1))
+            own = view.apply(self.formation.unfold(synthetic[k * sheets : (k + 1) * sheets]).transpose(0, 1))
             loss = self._loss(network, own, labels[:1].expand(own.shape[1]))
             got = torch.autograd.grad(loss, parameters, create_graph=True)
             distance = gradient_distance(wanted, list(got))
