@@ -1,13 +1,15 @@
 """What N:M pruning adds to a training step: time beside the dense step, and memory.
 
-    python benchmarks/pruning_cost.py                        three networks, 2:4, one thread
+    python benchmarks/pruning_cost.py                        three networks, 2:4, one thread; Linear layers
+                                                             with 200 and with 1,000 rows (T x batch) a step
     python benchmarks/pruning_cost.py --pattern 1:8 --networks linear
 
 Contenders of a network take turns in one process, `--steps` training steps each (forward, backward, AdamW, pruner), a
 different one first every time, so that a slow spell of the machine hits all alike; a turn's time is divided by the
 dense one's of the same turn. Medians over the turns, of wall-clock and of the processor's time, which other processes
-disturb less. A network has `--turns`, or as many (five at least) as fit in `--seconds`. Memory: bytes of the pruner's
-tensors, and what four steps hold at most beyond the model, in a process of its own. Some three minutes in all.
+disturb less. Sampler and EID work on weights, whatever the rows: the fewer rows, the more they weigh. A network has
+`--turns`, or as many (five at least) as fit in `--seconds`. Memory: bytes of the pruner's tensors, and what four steps
+hold at most beyond the model, in a process of its own. Some four minutes in all.
 """
 
 from __future__ import annotations
@@ -74,9 +76,9 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
         return model, torch.rand(1, 25, 3, 32, 32, generator=generator).expand(4, -1, -1, -1, -1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = SpikingMLP({"linear": 1024, "linear-small": 64}[name])
-    width = model.readout.in_features
-    return model, (torch.rand(4, 50, int(width), generator=generator) < 0.3).float()
+        model = SpikingMLP(64 if name == "linear-small" else 1024)
+    width, batch = model.readout.in_features, 250 if name == "linear-1000" else 50
+    return model, (torch.rand(4, batch, int(width), generator=generator) < 0.3).float()
 
 
 class Contender:
@@ -176,7 +178,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["nmnist", "cifar", "linear"])
+    parser.add_argument("--networks", nargs="+", default=["nmnist", "cifar", "linear", "linear-1000"])
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=40.0, help="after which a network gets no more turns")

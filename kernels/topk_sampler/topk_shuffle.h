@@ -91,10 +91,22 @@ void join_m(const float* rows, int64_t stride, int64_t count, float* blocks) {
   }
 }
 
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+
+// Left to itself, the compiler widens byte after byte.
+SNN_VECTOR_INLINE VectorU load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (VectorU)_mm512_cvtepu8_epi32((__m128i)load_unaligned<Bytes>(p));
+#elif defined(__AVX2__)
+  return (VectorU)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  return __builtin_convertvector(load_unaligned<Bytes>(p), VectorU);
+#endif
+}
+
 // Four positions make a word, and words are joined as floats are.
 template <int kM>
 void join_bytes_m(const uint8_t* rows, int64_t stride, int64_t count, uint8_t* blocks) {
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
   int64_t j = 0;
   if constexpr (kM >= 4) {
     for (; j + kLanes <= count; j += kLanes) {
@@ -104,8 +116,7 @@ void join_bytes_m(const uint8_t* rows, int64_t stride, int64_t count, uint8_t* b
         v[q] = VectorU{};
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
-          const auto byte = load_unaligned<Bytes>(rows + (4 * q + r) * stride + j);
-          v[q] |= __builtin_convertvector(byte, VectorU) << (8 * r);
+          v[q] |= load_bytes(rows + (4 * q + r) * stride + j) << (8 * r);
         }
       }
       join_vectors<kM / 4>(v);
