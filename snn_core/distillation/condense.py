@@ -175,7 +175,11 @@ class _Run:
         initial = initial_frames(dataset, config, generator=self.generator, teachers=teachers, device=device)
         levels = min(config.levels, self.formation.levels)
         self.quantizer = PEQN(initial, levels, generator=self.generator, quantize=config.quantize).to(device)
-        self.optimizer = torch.optim.Adam([self.quantizer.canvas], config.learning_rate, betas=config.betas)
+        # A floor is Adam's epsilon, in units of the gradient's root mean square (see step()).
+        epsilon = config.gradient_floor or 1e-8
+        self.optimizer = torch.optim.Adam(
+            [self.quantizer.canvas], config.learning_rate, betas=config.betas, eps=epsilon
+        )
         self.climb = FrequencyClimb(self.matching, self.features.widths, len(betas), config.frequency_rate, device)
         self.iteration = 0
         self.seconds = 0.0
@@ -218,6 +222,8 @@ class _Run:
         chosen = self.teachers[teacher]
         backward_in_batches(frames, lambda x: self.features.collect(chosen, x), loss_of, config.micro_batch)
         self._reduce_gradients()
+        if config.gradient_floor:
+            unit_gradients_(self.quantizer.canvas)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.step()
@@ -352,6 +358,13 @@ class _Run:
             history=[dict(zip(self.history_names, row, strict=True)) for row in self.rows],
             seconds=self.seconds,
         )
+
+
+def unit_gradients_(canvas: Tensor) -> None:
+    """Scale the gradient of every sheet of ``canvas`` ``[N, ...]`` to a root mean square of 1, in place; 0 stays 0."""
+    assert canvas.grad is not None
+    rms = canvas.grad.flatten(1).square().mean(1).sqrt()
+    canvas.grad /= torch.where(rms > 0, rms, 1.0).view(-1, *(1,) * (canvas.ndim - 1))
 
 
 def _common_layers(teachers: TeacherPool, layers: Sequence[str | int] | None) -> list[str]:

@@ -81,8 +81,10 @@ class DistillConfig(BaseModel):
     less. ``quantize``: PEQ-N, rounding without a draw, or none until the end.
 
     Steps. ``iterations``; ``learning_rate``: in event counts a step, decaying by a cosine to ``final_learning_rate``
-    times itself; ``betas``: Adam's, each in [0, 1). ``draws``: roundings of the canvas a step. ``real_batch``: real
-    samples per class and step, drawn with repetition.
+    times itself; ``betas``: Adam's, each in [0, 1). ``gradient_floor``: 0 is plain Adam, under which a cell with little
+    gradient goes as far as any other and fills empty frames with noise. Above 0 each sheet's gradient is scaled to a
+    root mean square of 1 and the floor is Adam's epsilon: a cell with a gradient far below it hardly moves. ``draws``:
+    roundings of the canvas a step. ``real_batch``: real samples per class and step, drawn with repetition.
 
     Augmentation, the same draw for real and synthetic. ``max_shift`` (pixels); ``num_shifts``: how many views; ``flip``
     (only where the mirror image keeps its label), ``polarity``, ``time_shift`` (share of the recording at
@@ -115,6 +117,7 @@ class DistillConfig(BaseModel):
     learning_rate: float = Field(default=0.2, gt=0)
     final_learning_rate: float = Field(default=0.1, ge=0, le=1)
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    gradient_floor: Weight = 0.0
     draws: int = Field(default=1, ge=1)
     real_batch: int = Field(default=24, ge=1)
     max_shift: int = Field(default=2, ge=0)

@@ -9,6 +9,7 @@ import torch
 from snn_core.backbones import create
 from snn_core.distillation import DistillConfig, MatchingTerms, SpatioTemporalMatching, TeacherPool, distill
 from snn_core.distillation.augment import View
+from snn_core.distillation.condense import unit_gradients_
 from snn_core.distillation.initial import initial_frames
 from snn_core.distillation.real_features import FeatureStore, RealFeatures, shared_features
 from snn_core.errors import ArgumentError, CheckpointError, DataError, InterruptedRunError, NonFiniteError
@@ -203,6 +204,28 @@ def test_initial_frames(bars):
     assert noise.shape == (12, 3, 2, 10, 10)
     assert noise.min() >= 0
     assert noise.mean().item() == pytest.approx(bars.frames.float().mean().item(), rel=0.1)
+
+
+def test_a_floor_keeps_cells_with_little_gradient_where_they_are():
+    """Plain Adam moves all cells alike in its first step; with a floor it is by gradient / (gradient + floor)."""
+    canvas = torch.zeros(2, 1, 1, 1, 2, requires_grad=True)
+    canvas.grad = torch.tensor([[3.0, 0.03], [0.0, 0.0]]).view(2, 1, 1, 1, 2)
+    unit_gradients_(canvas)
+    expected = torch.tensor([2**0.5, 0.01 * 2**0.5])
+    assert torch.allclose(canvas.grad[0].flatten(), expected, rtol=1e-4)
+    assert canvas.grad[1].abs().max() == 0
+    optimizer = torch.optim.Adam([canvas], lr=1.0, betas=(0.5, 0.9), eps=3.0)
+    optimizer.step()
+    assert torch.allclose(canvas.detach()[0].flatten(), -expected / (expected + 3), rtol=1e-3)
+
+
+def test_with_a_floor_fewer_cells_change(bars, pool):
+    changed = {}
+    for floor in (0.0, 3.0):
+        config = make_config(iterations=3, learning_rate=0.3, gradient_floor=floor, quantize="round")
+        canvas = distill(bars, pool, config, quiet=True).canvas
+        changed[floor] = (canvas - canvas.round()).abs().gt(0.05).float().mean().item()
+    assert 0 < changed[3.0] < 0.7 * changed[0.0]
 
 
 def test_bad_inputs_are_named(bars, pool):
