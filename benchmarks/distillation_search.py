@@ -1,11 +1,12 @@
 """Search for the form of PACE that a data set needs: form x distilled set on tuning folds, in bounded time.
 
-    python benchmarks/distillation_search.py --study motion-sim --sets 2 --minutes 60
-    python benchmarks/distillation_search.py --study motion-sim --forms dm aligned/spikes \\
+    python benchmarks/distillation_search.py --study motion-sim-single --sets 2 --minutes 60
+    python benchmarks/distillation_search.py --study motion-sim-single --forms dm aligned/spikes \\
         --add mine='{"time_matching": "aligned", "gamma": 0.5}' --sets 4
-    python benchmarks/distillation_search.py --study motion-sim --report
+    python benchmarks/distillation_search.py --study motion-sim-single --report
 
-A form is a method with changed settings (FORMS; --add gives others). Everything is tested on folds of the training
+A form is a method with changed settings (FORMS; --add gives others); they are meant for motion-sim-single, whose own
+settings are the defaults. Everything is tested on folds of the training
 split that no reported figure uses (distillation_run.py), so what comes out is guidance for choosing settings, not a
 result. One process, set by set, so that every form has been seen once before any is seen twice; teachers come first and
 are cached by content. Interrupt it at will, or give it --minutes: what is finished is kept, the same command goes on.
@@ -27,7 +28,7 @@ from common import RESULTS, Cell, code_version, finished_cells, run_cells, write
 from distillation import Planner, described
 from distillation_run import data_facts, run
 from distillation_statistics import accuracy_of
-from distillation_studies import Study, get_study, merged
+from distillation_studies import GENTLE, Study, get_study, merged
 from pruning_statistics import spread
 from studies import Row, Settings
 
@@ -37,6 +38,9 @@ from snn_core.errors import ArgumentError, InterruptedRunError
 
 _NO_CF: Settings = {"cf_weight": 0.0}
 _DM: Settings = _NO_CF | {"dm_weight": 1.0, "dm_beta": 0.0}
+#: 32 binary clips of half the size, and the steps that leave them what they are.
+_DIGITS: Settings = {"formation_space": 2, "formation_digits": 8, "formation_gain": 3}
+_CLIPS: Settings = _DIGITS | GENTLE
 
 #: Name -> (method, changes of the study's settings of PACE). docs/notes/pace.md says what came of them.
 FORMS: dict[str, tuple[str, Settings]] = {
@@ -62,6 +66,13 @@ FORMS: dict[str, tuple[str, Settings]] = {
     "multi, literal": ("pace", {"formation_space": 2}),
     "multi, dm": ("dm/time-mean", {"formation_space": 2}),
     "aligned/spikes, herding": ("pace", _NO_CF | {"time_matching": "aligned", "beta": 0.0, "init": "herding"}),
+    "digits, random": ("random", _DIGITS),
+    "digits of whole clips, random": ("random", _DIGITS | {"formation_space": 1}),
+    "digits, herding": ("herding", _DIGITS),
+    "digits, dm": ("dm/time-mean", _CLIPS),
+    "digits, coherent": ("pace", _CLIPS),
+    "digits, coherent, no phase": ("pace/amplitude-only", _CLIPS),
+    "digits, coherent, herding": ("pace", _CLIPS | {"init": "herding"}),
     "aligned/spikes, longer": ("pace", _NO_CF | {"time_matching": "aligned", "beta": 0.0, "iterations": 1000}),
 }  # fmt: skip
 
@@ -171,7 +182,7 @@ def search(study: Study, arguments: argparse.Namespace, forms: dict[str, tuple[s
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", default="motion-sim", help="of distillation.py, or a JSON file")
+    parser.add_argument("--study", default="motion-sim-single", help="of distillation.py, or a JSON file")
     parser.add_argument("--forms", nargs="+", help=f"of {', '.join(FORMS)}; default: all")
     parser.add_argument("--add", nargs="+", default=[], metavar="NAME=JSON", help="further forms of PACE")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the study, for all forms")

@@ -72,7 +72,7 @@ def distillation(result: dict[str, Any]) -> str:
             [
                 "all data" if full else row["method"],
                 "" if full else str(row["ipc"]),
-                "100 test recordings" if row["protocol"] == "test" else "5-fold on the 750",
+                _tested_on(result, row["protocol"]),
                 _percent(row["accuracy"]),
                 "" if full else f"{100 * row['fraction_of_full']:.1f}",
                 f"{100 * row['minus_random']:+.1f}" if "minus_random" in row else "",
@@ -82,6 +82,15 @@ def distillation(result: dict[str, Any]) -> str:
         )
     header = ["trained on", "per class", "tested on", "accuracy %", "% of full", "minus random"]
     return _table([*header, "training s", "bytes of frames"], rows)
+
+
+def _tested_on(result: dict[str, Any], protocol: str) -> str:
+    """What the accuracies are of: the test split, or those folds of the training split that are reported."""
+    if "study" not in result:  # N-MNIST before studies were: all five folds
+        return "100 test recordings" if protocol == "test" else "5-fold on the 750"
+    if protocol == "test":
+        return f"{result['data']['test']['samples']:,} test recordings"
+    return f"{protocol}, {result['data']['train']['samples']:,} recordings"
 
 
 def lif(result: dict[str, Any]) -> str:

@@ -162,6 +162,11 @@ def test_multi_formation_is_a_method_beside_pace(scripts: SimpleNamespace) -> No
     clips = {name: study.distill_config(name, 1).formation().clips for name in ("pace", "pace/multi", "random")}
     assert clips == {"pace": 1, "pace/multi": 8, "random": 1}
     assert study.distill_config("pace/multi", 1).beta == 0.5
+    study = scripts.studies.STUDIES["motion-sim"]  # there for every method, and of an IPC's own
+    for ipc, expected in ((1, 32), (10, 4)):
+        made = {name: study.distill_config(name, ipc).formation().clips for name in ("pace", "random", "dm/time-mean")}
+        assert set(made.values()) == {expected}
+    assert "pace/multi, IPC 1" in scripts.main.Planner(study, ["pace/multi"], 1, "", []).left_out()
     assert all("pace/multi" in study.grid["10"] for study in scripts.studies.STUDIES.values() if "10" in study.grid
                and study.name != "gesture-size")  # fmt: skip
 
@@ -244,7 +249,7 @@ def test_a_search_end_to_end(
 
 
 def test_every_form_of_the_search_can_be_made(scripts: SimpleNamespace) -> None:
-    study = scripts.studies.STUDIES["motion-sim"]
+    study = scripts.studies.STUDIES["motion-sim-single"]
     planner = scripts.main.Planner(study, ["pace"], 1, "", [])
     made = {name: scripts.search.form_cells(planner, form, 1, 0, 0)[0] for name, form in scripts.search.FORMS.items()}
     assert len({json.dumps(cell, sort_keys=True) for cell in made.values()}) == len(made)
@@ -283,4 +288,5 @@ def test_a_study_end_to_end(scripts: SimpleNamespace, tmp_path: Path, monkeypatc
     monkeypatch.setattr(scripts.main, "run", pytest.fail)  # nothing is left to run
     assert make(scripts, tmp_path, "--no-plots")["rows"] == body["rows"]
     readme = importlib.import_module("readme")
-    assert "| random | 2 |" in readme.distillation(body)
+    assert "| random | 2 | 20 test recordings |" in readme.distillation(body)
+    assert readme._tested_on(body, "1 of 2 folds") == "1 of 2 folds, 40 recordings"
