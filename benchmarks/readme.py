@@ -37,30 +37,6 @@ def _percent(entry: dict[str, float], sign: bool = False) -> str:
     return f"{100 * entry['mean']:{'+' if sign else ''}.1f} ± {100 * entry['std']:.1f}"
 
 
-def pruning(result: dict[str, Any]) -> str:
-    """Accuracy of every method and pattern."""
-    rows = [
-        [
-            row["method"],
-            row["pattern"],
-            _percent(row["accuracy"] if "accuracy" in row else row["cross_validation"]),
-            _percent(row["minus_dense"], sign=True) if "minus_dense" in row else "",
-            _percent(row["test"]) if "test" in row else "",
-            str(row["blocks_over_pattern"]) if row["method"] != "dense" else "",
-        ]
-        for row in result["rows"]
-    ]
-    header = [
-        "method",
-        "pattern",
-        "5-fold accuracy %",
-        "minus dense, paired",
-        "100 test recordings %",
-        "blocks over N:M",
-    ]
-    return _table(header, rows)
-
-
 def distillation(result: dict[str, Any]) -> str:
     """Accuracy, time and bytes of every method and IPC beside the full set, per protocol."""
     rows = []
@@ -305,7 +281,7 @@ def inference(result: dict[str, Any]) -> str:
 
 #: Block name in README -> result file and how it is shown.
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "pruning": ("pruning_nmnist.json", pruning),
+    "pruning": ("pruning_nmnist.json", readme_pruning.recordings),
     "distillation": ("distillation_nmnist.json", distillation),
     "lif": ("lif_cpu.json", lif),
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
