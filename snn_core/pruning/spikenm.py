@@ -188,8 +188,10 @@ class SpikeNMPruner(NMPruner):
     def _attach(self) -> None:
         super()._attach()
         config = self.config
-        # A trace without memory is the input itself, and its product the gradient of the weight.
-        free = config.eid_credit == "gradient" or config.trace_decay == 0 or config.time_steps == 1
+        # A trace without memory is the input itself, and its product the gradient of the weight. So it is of pictures,
+        # which are one time step.
+        pictures = getattr(self.model, "spiking", True) is False
+        free = config.eid_credit == "gradient" or config.trace_decay == 0 or config.time_steps == 1 or pictures
         if config.eid_weight == 0 or free:
             return
         options: dict[str, Any] = {

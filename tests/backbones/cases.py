@@ -22,7 +22,6 @@ class Case:
         features: channels and stride of every feature map.
         in_channels: of the frames.
         label: of the test, where it is not the name.
-        compiled: whether ``torch.compile`` is tried on it: one of a kind, since tracing takes seconds.
     """
 
     name: str
@@ -30,7 +29,6 @@ class Case:
     features: tuple[tuple[int, int], ...]
     in_channels: int = 2
     label: str = ""
-    compiled: bool = False
     everything: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +48,7 @@ FOUR, THREE = [8, 8, 16, 16], [8, 8, 16]
 
 CASES = [
     Case("conv-snn", {"channels": [8, 8], "input_size": [SIDE, SIDE]}, ((8, 4), (8, 8))),
-    Case("spiking_vgg9", {"channels": THREE, "hidden": [16], "pool_to": 2}, ((8, 2), (8, 4), (16, 8)), compiled=True),
+    Case("spiking_vgg9", {"channels": THREE, "hidden": [16], "pool_to": 2}, ((8, 2), (8, 4), (16, 8))),
     Case(
         "spiking_vgg11",
         {"channels": [8, 8, 8, 8, 16], "pools": 4, "norm": "bn", "dropout": 0.5},
@@ -89,10 +87,7 @@ CASES = [
         "spikformer",
         {"embed_dim": 32, "depth": 1, "num_heads": 4, "stem": "dvs", "norm_gain": 4.0, "scale": 1.0},
         ((4, 2), (8, 4), (16, 8), (32, 16)),
-        compiled=True,
         label="spikformer-dvs",
     ),
-    Case(
-        "sdt", {"embed_dim": 32, "depth": 1, "norm_gain": 2.0}, ((8, 1), (16, 2), (32, 4)), in_channels=3, compiled=True
-    ),
+    Case("sdt", {"embed_dim": 32, "depth": 1, "norm_gain": 2.0}, ((8, 1), (16, 2), (32, 4)), in_channels=3),
 ]

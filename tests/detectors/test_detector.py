@@ -22,7 +22,7 @@ from snn_core.detectors import (
     with_texture,
 )
 from snn_core.errors import ArgumentError, NonFiniteError
-from tests.detectors.networks import pictures, tiny
+from tests.detectors.networks import TINY, pictures, tiny
 
 
 class Steps(Backbone):
@@ -133,15 +133,15 @@ def test_fit_refuses_what_cannot_be_trained() -> None:
 
 def test_adapters_learn_to_find_splices_through_compressed_weights() -> None:
     """A small form of benchmarks/detector.py, on textures alone and without pre-training."""
+    one_block = TINY["model_options"] | {"depth": 1}
     blank = torch.zeros(512, 1, 16, 16)
     train, test = (spliced(with_texture(blank, seed, 0.5), seed, (6, 9)) for seed in (1, 2))
     found = {}
     for pattern in (None, "2:4"):
-        detector = Detector(tiny(pattern=pattern, adapters="global_local"), hidden=16)
+        detector = Detector(tiny(pattern=pattern, adapters="global_local", model_options=one_block), hidden=16)
         fit_detector(detector, train, steps=140, batch_size=24, lr=1e-2)
         found[pattern] = evaluate_detector(detector, test)
     for result in found.values():
         assert result["auc"] > 0.9
         assert result["f1"] > 0.4
-    # One seed and short training: the benchmark compares closely.
-    assert abs(found[None]["auc"] - found["2:4"]["auc"]) < 0.05
+    assert abs(found[None]["auc"] - found["2:4"]["auc"]) < 0.02  # the benchmark compares more seeds, and pixels

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,7 +18,8 @@ from snn_core.detectors.adapters import Adapter
 from snn_core.detectors.timm_models import import_timm
 from snn_core.errors import ArgumentError, BackendUnavailableError, CheckpointError, DataError
 from snn_core.kernels.nm_compress import CompressedNM, check_nm, nm_mask_by_magnitude
-from snn_core.sparsity import decompress, load_compressed, save_compressed
+from snn_core.pruning import create_pruner
+from snn_core.sparsity import CompressedLinear, compress, decompress, load_compressed, save_compressed
 from tests.detectors import networks
 from tests.detectors.networks import TINY, tiny, tiny_sam
 
@@ -289,6 +291,48 @@ def test_through_the_common_interface(tmp_path: Path, pictures: Tensor) -> None:
     assert torch.equal(load_compressed(tmp_path / "own.safetensors")(pictures), vit(pictures))
     features = create("vit-tiny", tmp_path / "own.safetensors", features_only=True, **options)
     assert all(map(torch.equal, features(pictures), vit.forward_features(pictures)))
+
+
+def test_pruned_while_it_trains_then_compressed_and_frozen() -> None:
+    vit = tiny(pattern=None, num_classes=4).requires_grad_()
+    optimizer = torch.optim.AdamW(vit.parameters(), lr=1e-2)
+    pruner = create_pruner("spikenm", vit, pattern="2:4", optimizer=optimizer, total_steps=3)
+    dense = {report.name: report.reason for report in pruner.report() if report.state == "dense"}
+    assert dense == {"vit.patch_embed.proj": "first layer", "vit.head": "last layer"}
+    for seed in range(3):
+        x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        F.cross_entropy(vit(x), torch.arange(4)).backward()
+        optimizer.step()
+        pruner.step()
+    pruner.finalize()
+    compressed = compress(vit.eval())
+    assert sum(isinstance(part, CompressedLinear) for part in compressed.modules()) == 8
+    frozen = tiny(pretrained=vit.vit.state_dict(), num_classes=4).eval()
+    with torch.no_grad():
+        expected = vit(x)
+        assert expected.std(0).min() > 0
+        torch.testing.assert_close(compressed(x), expected)
+        torch.testing.assert_close(frozen(x), expected)
+
+
+def test_compiled(pictures: Tensor) -> None:
+    """One block with adapters: logits and the gradients of what trains, in one graph."""
+    one_block = TINY["model_options"] | {"depth": 1}
+    vit = tiny(adapters=["global_local", "mixture"], num_classes=4, model_options=one_block).train()
+    for name, parameter in vit.named_parameters():
+        if parameter.requires_grad and ".adapters." in name:
+            nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    torch._dynamo.reset()
+    found = []
+    for call in (vit, torch.compile(vit, backend="eager", fullgraph=True)):
+        vit.zero_grad()
+        torch.manual_seed(0)  # of the router's noise
+        logits = call(pictures)
+        logits.square().sum().backward()
+        found.append([logits, *(p.grad for p in vit.parameters() if p.grad is not None)])
+    assert len(found[0]) > 10
+    torch.testing.assert_close(*found)
 
 
 def test_bad_input_is_explained(pictures: Tensor) -> None:
