@@ -26,13 +26,13 @@ from typing import Any
 
 from common import RESULTS, Cell, code_version, finished_cells, run_cells, write_result
 from distillation import Planner, described
-from distillation_run import data_facts, run
+from distillation_run import OWN_TEACHER, data_facts, run
 from distillation_statistics import accuracy_of
 from distillation_studies import GENTLE, Study, get_study, merged
 from pruning_statistics import spread
 from studies import Row, Settings
 
-from snn_core.distillation import DistillConfig
+from snn_core.distillation import DistillConfig, create_method
 from snn_core.distillation.real_features import shared_features
 from snn_core.errors import ArgumentError, InterruptedRunError
 
@@ -152,6 +152,14 @@ def write(study: Study, planner: Planner, arguments: argparse.Namespace, forms: 
     write_result(arguments.results / f"distillation_search_{study.name.replace('-', '_')}.json", body)
 
 
+def share_teachers(forms: dict[str, tuple[str, Settings]]) -> bool:
+    """Whether any of them uses the study's pool of teachers."""
+    return any(
+        changes.get("init") in OWN_TEACHER or (create_method(method).needs_teachers and method not in OWN_TEACHER)
+        for method, changes in forms.values()
+    )
+
+
 def search(study: Study, arguments: argparse.Namespace, forms: dict[str, tuple[str, Settings]]) -> None:
     """Teachers, then form by form and set by set until the time is over; what is there is written after every set."""
     facts = data_facts(study.data_settings(), True)
@@ -166,7 +174,7 @@ def search(study: Study, arguments: argparse.Namespace, forms: dict[str, tuple[s
     if not arguments.report:
         work, folder = functools.partial(run, arguments.work / study.name), arguments.work / study.name
         deadline = time.monotonic() + 60 * arguments.minutes
-        cells = [cell | {"fold": arguments.fold} for cell in planner.teachers()[:1]]
+        cells = [cell | {"fold": arguments.fold} for cell in planner.teachers()[:1] if share_teachers(forms)]
         with shared_features(arguments.megabytes):
             for todo in (cells, *grid.values()):
                 if time.monotonic() > deadline:

@@ -253,6 +253,10 @@ def test_every_form_of_the_search_can_be_made(scripts: SimpleNamespace) -> None:
     planner = scripts.main.Planner(study, ["pace"], 1, "", [])
     made = {name: scripts.search.form_cells(planner, form, 1, 0, 0)[0] for name, form in scripts.search.FORMS.items()}
     assert len({json.dumps(cell, sort_keys=True) for cell in made.values()}) == len(made)
+    using = {name: scripts.search.share_teachers({name: form}) for name, form in scripts.search.FORMS.items()}
+    assert {name for name, shared in using.items() if not shared} == {
+        "random", "herding", "digits, random", "digits of whole clips, random", "digits, herding",
+    }  # fmt: skip
     for cell in made.values():
         assert cell["tuning"]
         assert cell["settings"]["teachers"] == made["literal"]["settings"]["teachers"]
