@@ -27,8 +27,10 @@ def inner_model(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and ``torch.compile``, whose layer names have no prefix.
 
     Raises:
-        ArgumentError: ``nn.DataParallel``, whose replicas share nothing with the layers a pruner is attached to.
+        ArgumentError: no ``nn.Module``, or ``nn.DataParallel``, whose replicas share nothing with the layers of a pruner.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     while True:
         if isinstance(model, nn.DataParallel):
             raise ArgumentError("model: nn.DataParallel cannot be pruned; use DistributedDataParallel")

@@ -1,32 +1,29 @@
 """Triton kernels of N:M weights in Triton's interpreter, on a machine without a GPU.
 
-All cases run in one process of their own (this file as a script), which reports case by case; see
-test_triton_interpreter.py. The interpreter's bfloat16 products are wrong, so that those are compared on a GPU alone.
+The interpreter's bfloat16 products are wrong, so that those are compared on a GPU alone.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-import traceback
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CASES: dict[str, Callable[[], None]] = {}
+from tests.kernels.triton_cases import Cases
 
 
-def case(function: Callable[..., None], *arguments: object) -> Callable[..., None]:
-    name = "-".join([function.__name__, *(str(a).replace("torch.", "") for a in arguments)])
-    CASES[name] = lambda: function(*arguments)
-    return function
+def register() -> None:
+    """Nothing calls the operators through a function that would."""
+    from snn_core.kernels.nm_matmul import triton as module
+
+    module.register()
+
+
+CASES = Cases(__name__, register)
+case = CASES.add
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -300,41 +297,15 @@ def planted_failure() -> None:
     assert torch.ops.snn_core.nm_mask_triton(torch.ones(1, 4), 2, 4).tolist() == [[True] * 4], "planted"
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    from snn_core.kernels.nm_matmul import triton as module
-
-    module.register()
-    reports = {}
-    for name, function in CASES.items():
-        try:
-            function()
-            reports[name] = ""
-        except BaseException:
-            reports[name] = traceback.format_exc()
-    print("REPORT" + json.dumps(reports))
-
-
 @pytest.fixture(scope="module")
 def reports() -> dict[str, str]:
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "SNN_BACKEND": ""}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve())], env=environment, capture_output=True, text=True, timeout=600
-    )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("REPORT")), None)
-    assert line is not None, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return json.loads(line.removeprefix("REPORT"))
+    return CASES.reports()
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "planted_failure"])
+@pytest.mark.parametrize("name", CASES.names)
 def test_triton_equals_reference(name: str, reports: dict[str, str]) -> None:
     assert not reports[name], reports[name]
 
 
 def test_the_harness_reports_a_difference(reports: dict[str, str]) -> None:
     assert "AssertionError: planted" in reports["planted_failure"]
-
-
-if __name__ == "__main__":
-    main()

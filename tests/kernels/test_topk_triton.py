@@ -1,16 +1,9 @@
-"""Triton kernels of the top-k sampler: in Triton's interpreter against the reference, and compiled for sm_80 and sm_90.
-
-The interpreter is chosen when triton is imported, so its cases run in one process of their own (this file as a script).
-"""
+"""Triton kernels of the top-k sampler: interpreted, against the reference, and compiled for sm_80 and sm_90."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-CASES: dict[str, Callable[[], None]] = {}
+from tests.kernels.triton_cases import Cases
+
+CASES = Cases(__name__)
+case = CASES.add
 OPTIONS = {"seed": 2**63 + 123456789, "offset": 7 + (5 << 33), "kappa": 1.3, "rho": 0.7, "noise_scale": 0.9}
-
-
-def case(function: Callable[..., None], *arguments: Any) -> None:
-    name = "-".join([function.__name__, *(str(a) for a in arguments)])
-    CASES[name] = lambda: function(*arguments)
 
 
 def normal(blocks: int, m: int, seed: int, position_major: bool) -> torch.Tensor:
@@ -84,7 +75,7 @@ def what_is_not_finite_is_counted_and_refused() -> None:
 
 
 def follows_the_plackett_luce_law() -> None:
-    from test_topk_sampler import chi_square_of_draws
+    from tests.kernels.test_topk_sampler import chi_square_of_draws
 
     assert chi_square_of_draws(2, 4, "triton", draws=20_000) > 1e-3
 
@@ -104,32 +95,12 @@ for _function in (
     case(_function)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).parent))
-    reports = {}
-    for name, function in CASES.items():
-        try:
-            function()
-            reports[name] = ""
-        except BaseException:
-            reports[name] = traceback.format_exc()
-    print("REPORT" + json.dumps(reports))
-
-
 @pytest.fixture(scope="module")
 def reports() -> dict[str, str]:
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "SNN_BACKEND": ""}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve())], env=environment, capture_output=True, text=True, timeout=600
-    )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("REPORT")), None)
-    assert line is not None, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return json.loads(line.removeprefix("REPORT"))
+    return CASES.reports()
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "planted_failure"])
+@pytest.mark.parametrize("name", CASES.names)
 def test_triton_equals_reference(name: str, reports: dict[str, str]) -> None:
     assert not reports[name], reports[name]
 
@@ -259,7 +230,3 @@ def test_no_size_no_n_and_no_step_compiles_again() -> None:
     assert (
         len(keys | {str(specialize(record("sample", **other))[2]) for other in ({"blocks": 4097}, {"eta": 0.0})}) == 3
     )
-
-
-if __name__ == "__main__":
-    main()

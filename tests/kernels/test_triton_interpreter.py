@@ -1,35 +1,24 @@
 """Triton kernels in Triton's interpreter, against the reference: on a machine without a GPU.
 
-The interpreter is chosen when triton is imported, so all cases run in one process of their own (this file as a script),
-which reports case by case. Its bfloat16 truncates where a GPU rounds to nearest: compared to within that.
+Its bfloat16 truncates where a GPU rounds to nearest: compared to within that.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import random
-import subprocess
-import sys
-import traceback
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-CASES: dict[str, Callable[[], None]] = {}
+from tests.kernels.triton_cases import Cases
+
+CASES = Cases(__name__)
+case = CASES.add
 SURROGATES = ("atan", "sigmoid", "triangle", "rectangle", "fast_sigmoid")
-
-
-def case(function: Callable[..., None], *arguments: Any) -> Callable[..., None]:
-    name = "-".join([function.__name__, *(str(a).replace("torch.", "") for a in arguments)])
-    CASES[name] = lambda: function(*arguments)
-    return function
 
 
 def normal(shape: tuple[int, ...], seed: int, scale: float = 1.0) -> Tensor:
@@ -331,38 +320,15 @@ def planted_failure() -> None:
     assert torch.equal(run(x, "triton", tau=2.0)["v_last"], run(x, "reference", tau=2.001)["v_last"]), "planted"
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    reports = {}
-    for name, function in CASES.items():
-        try:
-            function()
-            reports[name] = ""
-        except BaseException:
-            reports[name] = traceback.format_exc()
-    print("REPORT" + json.dumps(reports))
-
-
 @pytest.fixture(scope="module")
 def reports() -> dict[str, str]:
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "SNN_BACKEND": ""}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve())], env=environment, capture_output=True, text=True, timeout=600
-    )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("REPORT")), None)
-    assert line is not None, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return json.loads(line.removeprefix("REPORT"))
+    return CASES.reports()
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "planted_failure"])
+@pytest.mark.parametrize("name", CASES.names)
 def test_triton_equals_reference(name: str, reports: dict[str, str]) -> None:
     assert not reports[name], reports[name]
 
 
 def test_the_harness_reports_a_difference(reports: dict[str, str]) -> None:
     assert "AssertionError: planted" in reports["planted_failure"]
-
-
-if __name__ == "__main__":
-    main()
