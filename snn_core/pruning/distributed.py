@@ -27,7 +27,7 @@ def inner_model(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and ``torch.compile``, whose layer names have no prefix.
 
     Raises:
-        ArgumentError: no ``nn.Module``, or ``nn.DataParallel``, whose replicas share nothing with the layers of a pruner.
+        ArgumentError: no ``nn.Module``, or ``nn.DataParallel``, whose replicas share nothing with a pruner's layers.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
