@@ -101,12 +101,16 @@ def why_dense(layer: nn.Linear, pattern: NMPattern) -> str:
 
 
 def check_layers(blocks: nn.Module, pattern: NMPattern) -> dict[str, nn.Linear]:
-    """All linear layers of ``blocks`` by name.
+    """All linear layers of ``blocks`` by name; but those with fewer inputs than M, which hold no block.
 
     Raises:
         ArgumentError: there is none, or one cannot be compressed.
     """
-    layers = {name: layer for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)}
+    layers = {
+        name: layer
+        for name, layer in blocks.named_modules()
+        if isinstance(layer, nn.Linear) and layer.in_features >= pattern.m
+    }
     if not layers:
         raise ArgumentError(f"pattern: {type(blocks).__name__} holds no dense linear layer to compress to {pattern}")
     for name, layer in layers.items():

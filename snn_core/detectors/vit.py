@@ -103,6 +103,10 @@ class FrozenViT(Backbone):
             for index in self.out_indices
         ]
         freeze(self.vit)
+        for module in self.vit.modules():
+            if getattr(module, "qkv_bias_separate", None) is False:
+                # Attention with rotary positions would read the weight of qkv without calling the layer.
+                module.qkv_bias_separate = True
         if num_classes:
             for parameter in self.vit.get_classifier().parameters():
                 parameter.requires_grad_(True)
@@ -266,7 +270,12 @@ class FrozenViT(Backbone):
             if isinstance(module, (nn.Linear, nn.Conv2d)) and not inside:
                 first, last = name.startswith("patch_embed"), name.startswith("head")
                 reason = "first layer" if first else "classifier, which trains" if last else "not in a block"
-                found[f"vit.{name}"] = "pattern is None" if name.startswith("blocks") else reason
+                if name.startswith("blocks"):
+                    reason = "pattern is None"
+                    if self.pattern is not None:
+                        linear = isinstance(module, nn.Linear)
+                        reason = f"fewer than {self.pattern.m} inputs" if linear else "a convolution"
+                found[f"vit.{name}"] = reason
         return found
 
     def extra_repr(self) -> str:

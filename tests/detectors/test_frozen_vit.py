@@ -293,6 +293,18 @@ def test_through_the_common_interface(tmp_path: Path, pictures: Tensor) -> None:
     assert all(map(torch.equal, features(pictures), vit.forward_features(pictures)))
 
 
+@pytest.mark.parametrize("name", ["vit_base_patch16_rope_reg1_gap_256", "vit_relpos_small_patch16_224"])
+def test_positions_of_other_kinds(name: str) -> None:
+    """Rotary ones, whose attention reads weights past their layer; those of a network with two inputs."""
+    vit = FrozenViT(name, num_classes=0, image_size=32, model_options={"embed_dim": 32, "depth": 1, "num_heads": 2})
+    small = {layer: reason for layer, reason in vit.dense_layers().items() if ".blocks." in layer}
+    assert small == ({"vit.blocks.0.attn.rel_pos.mlp.fc1": "fewer than 4 inputs"} if "relpos" in name else {})
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = decompress(vit.eval())(x)
+    torch.testing.assert_close(vit(x), expected)
+    torch.testing.assert_close(vit.adapt("lora")(x), expected)
+
+
 def test_pruned_while_it_trains_then_compressed_and_frozen() -> None:
     vit = tiny(pattern=None, num_classes=4).requires_grad_()
     optimizer = torch.optim.AdamW(vit.parameters(), lr=1e-2)
