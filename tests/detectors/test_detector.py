@@ -134,12 +134,12 @@ def test_fit_refuses_what_cannot_be_trained() -> None:
 def test_adapters_learn_to_find_splices_through_compressed_weights() -> None:
     """A small form of benchmarks/detector.py, on textures alone and without pre-training."""
     one_block = TINY["model_options"] | {"depth": 1}
-    blank = torch.zeros(512, 1, 16, 16)
+    blank = torch.zeros(384, 1, 16, 16)
     train, test = (spliced(with_texture(blank, seed, 0.5), seed, (6, 9)) for seed in (1, 2))
     found = {}
     for pattern in (None, "2:4"):
         detector = Detector(tiny(pattern=pattern, adapters="global_local", model_options=one_block), hidden=16)
-        fit_detector(detector, train, steps=140, batch_size=24, lr=1e-2)
+        fit_detector(detector, train, steps=100, batch_size=24, lr=1.5e-2)
         found[pattern] = evaluate_detector(detector, test)
     for result in found.values():
         assert result["auc"] > 0.9
