@@ -287,6 +287,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
     "accelerate": ("accelerate_cpu.json", accelerate),
     "pruning-pictures": ("pruning_cifar10_small.json", readme_pruning.pictures),
+    "pruning-motion": ("pruning_motion_sim.json", readme_pruning.pictures),
     "nm-matmul": ("nm_matmul_cpu.json", nm_matmul),
     "nm-conv": ("nm_conv_cpu.json", nm_matmul),
     "inference": ("inference_cpu.json", inference),

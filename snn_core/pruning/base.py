@@ -74,6 +74,9 @@ class NMPruner(ABC):
         grad_scaler: torch.amp.GradScaler | None = None,
         distributed: bool = True,
     ) -> None:
+        if not isinstance(config, PruneConfig | None):
+            kind = type(config).__name__
+            raise ArgumentError(f"config must be a PruneConfig, got {kind}; make one: PruneConfig(name=value, ...)")
         self.config = (config or PruneConfig()).with_names(pattern, include, exclude)
         self.pattern = NMPattern.parse(self.config.pattern)
         self.model = inner_model(model)

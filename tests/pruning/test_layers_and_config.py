@@ -105,6 +105,7 @@ def test_a_weight_used_without_its_layer_is_an_error():
         (lambda: SpikeNMPruner(make_model(), "5:4"), "5:4"),
         (lambda: SpikeNMPruner(make_model(), "a"), "N:M pattern"),
         (lambda: SpikeNMPruner("model", "2:4"), "model: expected a torch.nn.Module, got str"),
+        (lambda: SpikeNMPruner(make_model(), config={"pattern": "2:4"}), "config must be a PruneConfig, got dict"),
         (lambda: SpikeNMPruner(nn.Sequential(nn.ReLU()), "2:4"), "no Linear, Conv1d or Conv2d"),
         (lambda: SpikeNMPruner(nn.Linear(8, 8), "2:4"), "no layer can be pruned.*first layer"),
         (lambda: SpikeNMPruner(make_model(), "1:16", config=NO_EID), "no layer can be pruned to 1:16.*multiple of 16"),
