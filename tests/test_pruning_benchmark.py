@@ -35,6 +35,8 @@ import os, signal, sys
 sys.path.insert(0, "benchmarks")
 import common, pruning
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
+
 def interrupting(*values, **options):
     print(*values, **options)
     if str(values[0]).startswith("2/"):
