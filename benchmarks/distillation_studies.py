@@ -27,7 +27,6 @@ OTHER_NETWORKS: dict[str, tuple[str, Settings]] = {
     "wider": ("conv-snn", {"channels": [32, 64, 64], "norm_gain": 1.0}),
     "average-pooling": ("conv-snn", {"channels": [16, 32, 32], "pool": "avg", "norm_gain": 1.0}),
     "vgg": ("spiking_vgg9", {"width": 0.25, "norm": "bn", "pools": 3}),
-    "vgg-tdbn": ("spiking_vgg9", {"width": 0.25, "norm": "tdbn", "pools": 3}),
     "resnet": ("sew_resnet18", {"channels": [16, 32, 64, 64], "stem": "events"}),
     "spikformer": ("spikformer", {"depth": 2, "embed_dim": 64, "num_heads": 4}),
 }
@@ -186,9 +185,9 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             "nmnist-sim", "nmnist-sim (simulated): all of MNIST before a simulated sensor, 60,000 / 10,000",
-            "nmnist-sim", T=6, grid={"1": ("pace", "random", "herding", "dm/time-mean")}, full_networks=2,
+            "nmnist-sim", T=6, grid={"1": ("pace", "pace/multi", "random", "herding", "dm/time-mean")}, full_networks=2,
             full={"epochs": 5, "batch_size": 100}, distill={"teachers": {"training": {"epochs": 2, "batch_size": 50}}},
-            networks_also=(),
+            networks_also=(), curve_points=0,  # every point is a test on 10,000
         ),
         _motion(
             "motion-sim", "motion-sim (simulated): classes that differ in their motion alone, in pairs; 32 binary "

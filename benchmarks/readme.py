@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import readme_detector
+import readme_distillation
 import readme_events
 import readme_pruning
 from readme_events import table as _table
@@ -31,42 +32,6 @@ def _source(result: dict[str, Any], name: str) -> str:
     machine = result["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {machine['date']}"
     return f"\n\n`{result['command']}` → [{name}](benchmarks/results/{name}) ({where})"
-
-
-def _percent(entry: dict[str, float], sign: bool = False) -> str:
-    return f"{100 * entry['mean']:{'+' if sign else ''}.1f} ± {100 * entry['std']:.1f}"
-
-
-def distillation(result: dict[str, Any]) -> str:
-    """Accuracy, time and bytes of every method and IPC beside the full set, per protocol."""
-    rows = []
-    for row in result["rows"]:
-        if row.get("network", "same") != "same":
-            continue
-        full = row["method"] == "full"
-        rows.append(
-            [
-                "all data" if full else row["method"],
-                "" if full else str(row["ipc"]),
-                _tested_on(result, row["protocol"]),
-                _percent(row["accuracy"]),
-                "" if full else f"{100 * row['fraction_of_full']:.1f}",
-                f"{100 * row['minus_random']:+.1f}" if "minus_random" in row else "",
-                f"{row['train_seconds']:.1f}",
-                f"{row['frame_bytes']:,}",
-            ]
-        )
-    header = ["trained on", "per class", "tested on", "accuracy %", "% of full", "minus random"]
-    return _table([*header, "training s", "bytes of frames"], rows)
-
-
-def _tested_on(result: dict[str, Any], protocol: str) -> str:
-    """What the accuracies are of: the test split, or those folds of the training split that are reported."""
-    if "study" not in result:  # N-MNIST before studies were: all five folds
-        return "100 test recordings" if protocol == "test" else "5-fold on the 750"
-    if protocol == "test":
-        return f"{result['data']['test']['samples']:,} test recordings"
-    return f"{protocol}, {result['data']['train']['samples']:,} recordings"
 
 
 def lif(result: dict[str, Any]) -> str:
@@ -282,7 +247,9 @@ def inference(result: dict[str, Any]) -> str:
 #: Block name in README -> result file and how it is shown.
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pruning": ("pruning_nmnist.json", readme_pruning.recordings),
-    "distillation": ("distillation_nmnist.json", distillation),
+    "distillation": ("distillation_nmnist.json", readme_distillation.distillation),
+    "distillation-sim": ("distillation_nmnist_sim.json", readme_distillation.distillation),
+    "distillation-motion": ("distillation_motion_sim.json", readme_distillation.distillation),
     "lif": ("lif_cpu.json", lif),
     "open-neuromorphic": ("open_neuromorphic_cpu.json", open_neuromorphic),
     "accelerate": ("accelerate_cpu.json", accelerate),

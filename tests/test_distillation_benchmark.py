@@ -291,6 +291,6 @@ def test_a_study_end_to_end(scripts: SimpleNamespace, tmp_path: Path, monkeypatc
     assert len(list((tmp_path / "results").glob("*.svg"))) == 3
     monkeypatch.setattr(scripts.main, "run", pytest.fail)  # nothing is left to run
     assert make(scripts, tmp_path, "--no-plots")["rows"] == body["rows"]
-    readme = importlib.import_module("readme")
+    readme = importlib.import_module("readme_distillation")
     assert "| random | 2 | 20 test recordings |" in readme.distillation(body)
     assert readme._tested_on(body, "1 of 2 folds") == "1 of 2 folds, 40 recordings"
