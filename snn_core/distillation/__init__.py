@@ -11,6 +11,7 @@ From a real training set to a product and its worth::
 from snn_core.distillation.augment import View, choose_shifts, choose_views, shared_augmentation, shift_frames
 from snn_core.distillation.condense import DistillResult, distill
 from snn_core.distillation.config import DistillConfig, TeacherConfig
+from snn_core.distillation.decoder import ClipDecoder, learn_decoder
 from snn_core.distillation.densify import FeatureCollector, collect_features, densify
 from snn_core.distillation.evaluate import Evaluation, EvaluationConfig, compare, evaluate_full, evaluate_product
 from snn_core.distillation.export import DistilledEvents, frames_to_events, write_spikingjelly_frames
@@ -44,6 +45,7 @@ from snn_core.distillation.teachers import Teacher, TeacherPool, model_hash, tra
 
 __all__ = [
     "PEQN",
+    "ClipDecoder",
     "CondensationMethod",
     "DistillConfig",
     "DistillResult",
@@ -78,6 +80,7 @@ __all__ = [
     "frames_checksum",
     "frames_to_events",
     "group_by_class",
+    "learn_decoder",
     "list_methods",
     "make_product",
     "mean_feature_loss",

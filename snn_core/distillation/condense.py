@@ -24,6 +24,7 @@ from snn_core.datasets import FrameDataset
 from snn_core.distillation.augment import views_of
 from snn_core.distillation.class_ranks import ClassRanks
 from snn_core.distillation.config import DistillConfig
+from snn_core.distillation.decoder import ClipDecoder, learn_decoder
 from snn_core.distillation.densify import choose_layers
 from snn_core.distillation.initial import initial_frames
 from snn_core.distillation.matching import MatchingLoss, MatchingTerms, group_by_class
@@ -38,7 +39,7 @@ from snn_core.distillation.teachers import TeacherPool
 from snn_core.errors import ArgumentError, CheckpointError, InterruptedRunError, NonFiniteError
 from snn_core.interrupt import deferred_interrupt
 from snn_core.progress import progress
-from snn_core.seeding import make_generator
+from snn_core.seeding import make_generator, seeded
 
 
 @dataclass
@@ -47,7 +48,8 @@ class DistillResult:
 
     ``frames`` uint8 [K * ipc, T, 2, H, W], as stored (``config.formation()`` decodes them), and ``labels`` int64,
     sorted by class; ``canvas`` float32, before rounding and packing (sheets of :class:`Formation`); ``history``: one
-    record of loss parts an iteration; ``seconds`` of wall-clock.
+    record of loss parts an iteration; ``seconds`` of wall-clock; ``decoder``: the learned one, on the CPU, where the
+    configuration asks for it.
     """
 
     frames: Tensor
@@ -55,6 +57,7 @@ class DistillResult:
     canvas: Tensor
     history: list[dict[str, float]]
     seconds: float
+    decoder: ClipDecoder | None = None
 
 
 def distill(
@@ -107,6 +110,8 @@ def distill(
         if path is None:
             raise CheckpointError("nothing to resume: no state_path was given")
         run.restore(load_state(path, run.identity()))
+    elif run.decoder is not None:
+        run.learn_decoder(quiet)
     _iterate(run, path, quiet)
     return run.result()
 
@@ -180,6 +185,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(
             [self.quantizer.canvas], config.learning_rate, betas=config.betas, eps=epsilon
         )
+        self.decoder = self._decoder()
         self.climb = FrequencyClimb(self.matching, self.features.widths, len(betas), config.frequency_rate, device)
         self.iteration = 0
         self.seconds = 0.0
@@ -201,6 +207,50 @@ class _Run:
             samples=torch.cat(self.classes[self.ranks.start : self.ranks.stop]).sort().values,
             draws=config.iterations * self.ranks.count * config.real_batch,
         )
+
+    def _decoder(self) -> ClipDecoder | None:
+        """A fresh one, where the configuration asks for it."""
+        config, formation = self.config, self.formation
+        if config.decoder == "repeat":
+            return None
+        with seeded(self.seed, "decoder"):
+            decoder = ClipDecoder(
+                self.dataset.frames.shape[2], formation.space, formation.time, width=config.decoder_width,
+                draw=config.decoder_draw,
+            )  # fmt: skip
+        return decoder.to(self.device)
+
+    def learn_decoder(self, quiet: bool) -> None:
+        """On all real samples, the same on every process. Its draws are its own: the loop's do not depend on it."""
+        assert self.decoder is not None
+        started, config, gather = time.perf_counter(), self.config, None
+        generator = make_generator(self.seed, "decoder")
+        if isinstance(self.matching, SpatioTemporalMatching):
+            gather, self.matching.gather = self.matching.gather, None  # pairs of clips, not classes
+            self.matching.set_progress(1.0)
+
+        def paired_loss(real: Tensor, decoded: Tensor) -> Tensor:
+            chosen = self.teachers[int(torch.randint(len(self.teachers), (1,), generator=generator))]
+            with torch.no_grad():
+                wanted = self.features.collect(chosen, real.transpose(0, 1))
+            found = self.features.collect(chosen, decoded.transpose(0, 1))
+            wanted, found = ([layer.unsqueeze(2) for layer in layers] for layers in (wanted, found))
+            return config.decoder_matching * self._sum_of_layers(wanted, found, generator)[0]
+
+        learn_decoder(
+            self.decoder, self.dataset, self.formation, generator=generator, iterations=config.decoder_iterations,
+            learning_rate=config.decoder_rate, paired_loss=paired_loss if config.decoder_matching else None,
+            quiet=quiet, device=self.device,
+        )  # fmt: skip
+        self.decoder.store_as_half_()
+        if isinstance(self.matching, SpatioTemporalMatching):
+            self.matching.gather = gather
+        for parameter in self.decoder.parameters() if self.ranks.size > 1 else ():
+            if self.ranks.rank:
+                parameter.data.zero_()
+            self.ranks.sum_(parameter.data)
+        self.decoder.requires_grad_(False)
+        self.seconds = time.perf_counter() - started
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its record for the log."""
@@ -238,23 +288,34 @@ class _Run:
         """Clips of the own classes ``[T, k * ipc * draws * clips, P, H, W]``, sorted by class, quantized and viewed."""
         sheets = self.config.ipc * self.formation.digits
         own = slice(self.ranks.start * sheets, self.ranks.stop * sheets)
-        draws = [self.formation.unfold(self.quantizer()[own]) for _ in range(self.config.draws)]
+        draws = [self._decoded(self.quantizer()[own]) for _ in range(self.config.draws)]
         clips = draws[0] if len(draws) == 1 else torch.stack(draws, 1).flatten(0, 1)
         return self.features.views[view].apply(clips.transpose(0, 1))
 
+    def _decoded(self, sheets: Tensor) -> Tensor:
+        """Clips as networks see them, with gradient."""
+        if self.decoder is None:
+            return self.formation.unfold(sheets)
+        return self.decoder.draw(self.decoder(self.formation.take_apart(sheets)), generator=self.generator)
+
     def _loss(self, real: list[Tensor], synthetic: list[Tensor]) -> tuple[Tensor, list[MatchingTerms]]:
         """The own classes' share of the loss, and the terms of each layer."""
-        ours = isinstance(self.matching, SpatioTemporalMatching)
         if isinstance(self.matching, SpatioTemporalMatching):
             self.matching.set_progress(self.iteration / self.config.iterations)
-        terms = [
-            self.matching(r, s, generator=self.generator, **({"layer": layer} if ours else {}))
-            for layer, (r, s) in enumerate(zip(real, synthetic, strict=True))
-        ]
-        loss = torch.stack([layer.total for layer in terms]).sum()
+        loss, terms = self._sum_of_layers(real, synthetic, self.generator)
         if self.ranks.size > 1:
             loss = loss * (self.ranks.count / self.ranks.num_classes)
         return loss, terms
+
+    def _sum_of_layers(
+        self, real: list[Tensor], synthetic: list[Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, list[MatchingTerms]]:
+        ours = isinstance(self.matching, SpatioTemporalMatching)
+        terms = [
+            self.matching(r, s, generator=generator, **({"layer": layer} if ours else {}))
+            for layer, (r, s) in enumerate(zip(real, synthetic, strict=True))
+        ]
+        return torch.stack([layer.total for layer in terms]).sum(), terms
 
     def _reduce_gradients(self) -> None:
         """Gradients of all classes, on every process. Raises NonFiniteError naming the classes in which one is not."""
@@ -332,8 +393,12 @@ class _Run:
             history=torch.tensor(self.rows).reshape(self.iteration, -1),
             history_names=self.history_names,
             seconds=self.seconds,
-            extra=self.climb.state(),
+            extra=self.climb.state() | self._decoder_state(),
         )
+
+    def _decoder_state(self) -> dict[str, Tensor]:
+        tensors = {} if self.decoder is None else self.decoder.state_dict()
+        return {f"decoder/{name}": value for name, value in tensors.items()}
 
     def save(self, path: Path) -> None:
         """Written by the first process; none goes on before it is there."""
@@ -346,6 +411,9 @@ class _Run:
             self.quantizer.canvas.copy_(state.canvas)
         restore_adam(self.optimizer, self.quantizer.canvas, state)
         self.climb.restore(state.extra)
+        if self.decoder is not None:
+            self.decoder.load_state_dict({name: state.extra[f"decoder/{name}"] for name in self.decoder.state_dict()})
+            self.decoder.requires_grad_(False)
         self.generator.set_state(state.generator_state)
         self.iteration, self.seconds = state.iteration, state.seconds
         self.history_names, self.rows = state.history_names, state.history.tolist()
@@ -357,6 +425,7 @@ class _Run:
             canvas=self.quantizer.canvas.detach().cpu().clone(),
             history=[dict(zip(self.history_names, row, strict=True)) for row in self.rows],
             seconds=self.seconds,
+            decoder=None if self.decoder is None else self.decoder.cpu(),
         )
 
 

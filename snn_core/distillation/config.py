@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from snn_core.distillation.decoder import Draw
 from snn_core.distillation.formation import MAX_DIGITS, Formation
 from snn_core.distillation.quantizer import MAX_LEVELS, Quantize
 from snn_core.distillation.spatio_temporal import ALWAYS, SpatioTemporalMatching, TimeMatching
@@ -80,11 +81,17 @@ class DistillConfig(BaseModel):
     (:class:`snn_core.distillation.Formation`). ``levels``: PEQ-N's largest count, or what a digit holds where that is
     less. ``quantize``: PEQ-N, rounding without a draw, or none until the end.
 
-    Steps. ``iterations``; ``learning_rate``: in event counts a step, decaying by a cosine to ``final_learning_rate``
-    times itself; ``betas``: Adam's, each in [0, 1). ``gradient_floor``: 0 is plain Adam, under which a cell with little
-    gradient goes as far as any other and fills empty frames with noise. Above 0 each sheet's gradient is scaled to a
-    root mean square of 1 and the floor is Adam's epsilon: a cell with a gradient far below it hardly moves. ``draws``:
-    roundings of the canvas a step. ``real_batch``: real samples per class and step, drawn with repetition.
+    Decoder. ``decoder``: how stored clips become frames: their cells repeated, or by a network learned on the real
+    data, stored with the product (:class:`snn_core.distillation.ClipDecoder`); of methods that match features.
+    ``decoder_width``: its channels; ``decoder_draw``: PEQ-N or rounding of its rates; ``decoder_iterations`` and
+    ``decoder_rate``: of learning it; ``decoder_matching``: weight of ST-SM beside the likelihood of the counts.
+
+    Steps. ``iterations`` (0: the samples stay what they start as); ``learning_rate``: in event counts a step, decaying
+    by a cosine to ``final_learning_rate`` times itself; ``betas``: Adam's, each in [0, 1). ``gradient_floor``: 0 is
+    plain Adam, under which a cell with little gradient goes as far as any other and fills empty frames with noise.
+    Above 0 each sheet's gradient is scaled to a root mean square of 1 and the floor is Adam's epsilon: a cell with a
+    gradient far below it hardly moves. ``draws``: roundings of the canvas a step. ``real_batch``: real samples per
+    class and step, drawn with repetition.
 
     Augmentation, the same draw for real and synthetic. ``max_shift`` (pixels); ``num_shifts``: how many views; ``flip``
     (only where the mirror image keeps its label), ``polarity``, ``time_shift`` (share of the recording at
@@ -113,7 +120,13 @@ class DistillConfig(BaseModel):
     formation_gain: int = Field(default=1, ge=1)
     levels: int = Field(default=15, ge=1, le=MAX_LEVELS)
     quantize: Quantize = "probabilistic"
-    iterations: int = Field(default=300, ge=1)
+    decoder: Literal["repeat", "learned"] = "repeat"
+    decoder_width: int = Field(default=16, ge=1)
+    decoder_draw: Draw = "probabilistic"
+    decoder_iterations: int = Field(default=600, ge=1)
+    decoder_rate: Positive = 3e-3
+    decoder_matching: Weight = 0.05
+    iterations: int = Field(default=300, ge=0)
     learning_rate: float = Field(default=0.2, gt=0)
     final_learning_rate: float = Field(default=0.1, ge=0, le=1)
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)

@@ -58,9 +58,9 @@ class Evaluation:
 
     ``accuracies``: fractions, one a network, at the last epoch; ``mean`` and sample standard deviation ``std`` of them
     (0 for one network). ``train_seconds``: mean wall-clock of training one network, ``train_cpu_seconds``: of processor
-    time; ``steps`` of its optimiser. ``samples`` and ``frame_bytes`` (uncompressed) of the training set; ``file_bytes``
-    on disk where known. ``measures``: other figures asked for, by name, one a network. ``curves``: one a network,
-    ``[seconds of training, accuracy]`` at the points asked for.
+    time; ``steps`` of its optimiser. ``samples`` and ``frame_bytes`` (uncompressed, with a learned decoder's weights)
+    of the training set; ``file_bytes`` on disk where known. ``measures``: other figures asked for, by name, one a
+    network. ``curves``: one a network, ``[seconds of training, accuracy]`` at the points asked for.
     """
 
     accuracies: list[float]
@@ -159,7 +159,8 @@ def evaluate_product(
     count = config.networks if networks is None else networks
     if count < 1:
         raise ArgumentError(f"networks: got {count}, at least 1 is needed")
-    frame_bytes = product.frames.numel()  # as stored
+    # as stored
+    frame_bytes = product.num_bytes if isinstance(product, DistilledDataset) else product.frames.numel()
     if isinstance(product, DistilledDataset):
         product = product.decoded()
     _check_fit(product, test_set)

@@ -134,16 +134,26 @@ class Formation:
         Raises:
             ArgumentError: frames that cannot be divided.
         """
-        if self.gain > 1:
-            sheets = sheets * self.gain
+        codes = self.take_apart(sheets * self.gain if self.gain > 1 else sheets)
+        s, n = self.space, self.time
+        if s == n == 1:
+            return codes
+        return codes.repeat_interleave(n, 1).repeat_interleave(s, 3).repeat_interleave(s, 4)
+
+    def take_apart(self, sheets: Tensor) -> Tensor:
+        """Sheets ``[N * digits, T, P, H, W]`` -> codes ``[N * clips, T / time, P, H / space, W / space]``: the clips as
+        small as they are stored, without the gain. Any dtype; differentiable.
+
+        Raises:
+            ArgumentError: frames that cannot be divided.
+        """
         if self.space == self.time == 1:
             return sheets
         self.check(sheets)
         number, steps, planes, height, width = sheets.shape
         s, n = self.space, self.time
         parts = sheets.reshape(number, n, steps // n, planes, s, height // s, s, width // s)
-        clips = parts.permute(0, 1, 4, 6, 2, 3, 5, 7).reshape(-1, steps // n, planes, height // s, width // s)
-        return clips.repeat_interleave(n, 1).repeat_interleave(s, 3).repeat_interleave(s, 4)
+        return parts.permute(0, 1, 4, 6, 2, 3, 5, 7).reshape(-1, steps // n, planes, height // s, width // s)
 
     def decode(self, frames: Tensor) -> Tensor:
         """Stored ``[N, T, P, H, W]`` -> clips ``[N * clips, T, P, H, W]``; see :meth:`unfold`."""
@@ -161,16 +171,32 @@ class Formation:
         """
         if self.plain:
             return clips.float()
-        self.check(clips)
         if len(clips) % self.clips:
             raise ArgumentError(f"clips: got {len(clips)}, need a multiple of {self.clips}")
+        small = self._shrunk(clips)
         steps, planes, height, width = clips.shape[1:]
+        s, n = self.space, self.time
+        parts = small.reshape(-1, n, s, s, steps // n, planes, height // s, width // s)
+        return parts.permute(0, 1, 4, 5, 2, 6, 3, 7).reshape(-1, steps, planes, height, width)
+
+    def codes(self, clips: Tensor) -> Tensor:
+        """What would be stored of each of any number of clips ``[B, T, P, H, W]``, on its own: float whole counts
+        ``[B, T / time, P, H / space, W / space]``, as :meth:`take_apart` gives them.
+
+        Raises:
+            ArgumentError: frames that cannot be divided.
+        """
+        return self._shrunk(clips).round().clamp(max=self.levels)
+
+    def _shrunk(self, clips: Tensor) -> Tensor:
+        """Clips averaged to the size they are stored in; scaled, where counts are coarse. Not rounded yet."""
+        self.check(clips)
+        steps = clips.shape[1]
         s, n = self.space, self.time
         small = F.avg_pool2d(clips.float().flatten(0, 1), s).unflatten(0, (len(clips), steps // n, n)).mean(2)
         if self.digits > 1 or self.gain > 1:
             small = _event_preserving(small, self.gain, self.levels)
-        parts = small.reshape(-1, n, s, s, steps // n, planes, height // s, width // s)
-        return parts.permute(0, 1, 4, 5, 2, 6, 3, 7).reshape(-1, steps, planes, height, width)
+        return small
 
 
 def _event_preserving(clips: Tensor, gain: int, levels: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 import snn_core
 from snn_core.datasets import FrameDataset
 from snn_core.distillation.config import DistillConfig
+from snn_core.distillation.decoder import ClipDecoder
 from snn_core.distillation.product import DistilledDataset, Provenance
 from snn_core.distillation.teachers import TeacherPool
 from snn_core.errors import ArgumentError
@@ -50,8 +51,10 @@ def make_product(
     config: dict[str, Any] | None = None,
     teachers: TeacherPool | None = None,
     seconds: float = 0.0,
+    decoder: ClipDecoder | None = None,
 ) -> DistilledDataset:
-    """Frames uint8 [K * ipc, T, 2, H, W] with the provenance that ``dataset`` and the arguments give them.
+    """Frames uint8 [K * ipc, T, 2, H, W] with the provenance that ``dataset`` and the arguments give them, and
+    the decoder learned for them.
 
     Raises:
         ArgumentError: frames and labels that do not fit together.
@@ -72,7 +75,7 @@ def make_product(
         package_version=snn_core.__version__,
         seconds=seconds,
     )
-    return DistilledDataset(frames, labels, provenance)
+    return DistilledDataset(frames, labels, provenance, decoder)
 
 
 def required(teachers: TeacherPool | None, name: str) -> TeacherPool:

@@ -113,6 +113,8 @@ class _Run:
     ) -> None:
         if config.T is not None and config.T != dataset.T:
             raise ArgumentError(f"T: the config asks for {config.T} time steps, the data has {dataset.T}")
+        if config.decoder != "repeat":
+            raise ArgumentError("decoder: gradient matching has no features to learn one by; it needs 'repeat'")
         self.dataset, self.config, self.seed, self.device, self.time_mean = dataset, config, seed, device, time_mean
         self.classes = class_indices(dataset.labels, dataset.num_classes)
         generator = make_generator(seed, "dc")

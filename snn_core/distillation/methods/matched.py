@@ -60,4 +60,5 @@ class MatchedMethod:
         return make_product(
             dataset, result.frames, result.labels, method=self.name, ipc=own.ipc, seed=seed,
             config=own.model_dump(mode="json"), teachers=pool, seconds=result.seconds,
+            decoder=result.decoder,
         )  # fmt: skip

@@ -40,14 +40,18 @@ def _several_clips(config: DistillConfig) -> dict[str, Any]:
 
 #: Name after "pace/" -> what it changes. ``no-sdr``: spikes only, in every term. ``amplitude-only``: no phase, in
 #: neither term. ``no-coherence``: phases of the class means. ``no-dft``: nothing but what is matched step by step or on
-#: average. ``no-cf``: no characteristic functions. ``no-peqn``: real-valued frames in the loop, rounded at the end.
+#: average. ``no-cf``: no characteristic functions. ``no-peqn``: real-valued frames in the loop, rounded at the end, and
+#: a decoder's rates rounded. ``no-decoder``: stored cells repeated. ``no-decoder-matching``: a decoder learned by the
+#: likelihood of the counts alone.
 ABLATIONS: dict[str, Change] = {
     "no-sdr": _fixed(beta=0.0, cf_beta=None, dft_beta=None, dm_beta=None),
     "amplitude-only": _fixed(alpha=1.0, gamma=0.0),
     "no-coherence": _fixed(time_matching="mean"),
     "no-dft": _no_dft,
     "no-cf": _no_cf,
-    "no-peqn": _fixed(quantize="none"),
+    "no-peqn": _fixed(quantize="none", decoder_draw="round"),
+    "no-decoder": _fixed(decoder="repeat"),
+    "no-decoder-matching": _fixed(decoder_matching=0.0),
 }
 
 
