@@ -19,7 +19,10 @@ from snn_core.training import TrainConfig
 #: What every IPC is compared with, and what IPC 1 alone is.
 MAIN = ("pace", "pace/multi", "random", "herding", "dm/time-mean", "dm/time-mean-sdr")
 OTHERS = ("k-centre", "forgetting", "dc", "dc/time-mean", "dm", "dm/sdr", "ncfm", "ncfm/time-mean")
-ABLATIONS = ("pace/no-sdr", "pace/amplitude-only", "pace/no-coherence", "pace/no-dft", "pace/no-cf", "pace/no-peqn")
+ABLATIONS = (
+    "pace/no-sdr", "pace/amplitude-only", "pace/no-coherence", "pace/no-dft", "pace/no-cf", "pace/no-peqn",
+    "pace/no-decoder", "pace/no-decoder-matching",
+)  # fmt: skip
 
 #: Other networks than a study's "same": name -> (backbone, options). "average-pooling" is the default teachers' form;
 #: the others took no part in distillation.

@@ -16,6 +16,7 @@ from snn_core.distillation import (
     learn_decoder,
     write_product,
 )
+from snn_core.distillation.methods.matched import MatchedMethod
 from snn_core.errors import ArgumentError, CheckpointError
 from tests.distillation.conftest import make_bars, make_config, make_pool
 from tests.distillation.test_product import change_product
@@ -130,6 +131,22 @@ def test_the_loss_changes_what_the_decoder_learns():
     assert len(weights) == 3
     assert not weights[0].equal(weights[1])
     assert not weights[1].equal(weights[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("pace/no-peqn", {"quantize": "none", "decoder_draw": "round"}),
+        ("pace/no-decoder", {"decoder": "repeat"}),
+        ("pace/no-decoder-matching", {"decoder_matching": 0.0}),
+    ],
+)
+def test_what_an_ablation_changes_with_a_decoder(name, changed):
+    config = make_config(**LEARNED)
+    method = create_method(name)
+    assert isinstance(method, MatchedMethod)
+    before, after = config.model_dump(), method.config_of(config).model_dump()
+    assert {key: value for key, value in after.items() if value != before[key]} == changed
 
 
 def product(**values: object) -> DistilledDataset:

@@ -34,6 +34,11 @@ def _no_cf(config: DistillConfig) -> dict[str, Any]:
     return _filled(config, {"cf_weight": 0.0} if others else {"cf_weight": 0.0, "mu": 1.0})
 
 
+def _of_decoder(config: DistillConfig, **values: Any) -> dict[str, Any]:
+    """``values`` where a decoder is learned; else they mean nothing and stay what they are."""
+    return values if config.decoder == "learned" else {}
+
+
 def _several_clips(config: DistillConfig) -> dict[str, Any]:
     return {} if config.formation().clips > 1 else {"formation_space": 2}
 
@@ -49,9 +54,9 @@ ABLATIONS: dict[str, Change] = {
     "no-coherence": _fixed(time_matching="mean"),
     "no-dft": _no_dft,
     "no-cf": _no_cf,
-    "no-peqn": _fixed(quantize="none", decoder_draw="round"),
+    "no-peqn": lambda config: {"quantize": "none"} | _of_decoder(config, decoder_draw="round"),
     "no-decoder": _fixed(decoder="repeat"),
-    "no-decoder-matching": _fixed(decoder_matching=0.0),
+    "no-decoder-matching": lambda config: _of_decoder(config, decoder_matching=0.0),
 }
 
 
