@@ -51,7 +51,7 @@ class Study(BaseStudy):
             the training split. tuning_folds: how many folds are used for tuning.
         first_seed: of the reported sets; tuning has those from 0 on.
         distill: settings of DistillConfig, for all methods; distill_at: changes for an IPC; methods: for one method
-            alone. formation: clips in a sample of "pace/multi", which is reported apart.
+            alone; methods_at: of these, at an IPC. formation: clips in a sample of "pace/multi", which is reported apart.
         evaluate: of EvaluationConfig; evaluate_at: changes for an IPC. full: of TrainConfig, for all data.
         networks_also: names of OTHER_NETWORKS for transfer; transferred: methods that are; other_networks: fresh ones
             a set; full_also: whether these are trained on all data too.
@@ -72,6 +72,7 @@ class Study(BaseStudy):
     distill: Settings = field(default_factory=dict)
     distill_at: dict[str, Settings] = field(default_factory=dict)
     methods: dict[str, Settings] = field(default_factory=dict)
+    methods_at: dict[str, dict[str, Settings]] = field(default_factory=dict)
     formation: Settings = field(default_factory=lambda: {"formation_space": 2})
     evaluate: Settings = field(default_factory=dict)
     evaluate_at: dict[str, Settings] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Study(BaseStudy):
         """Of a method: the study's, then those of "METHOD" and of "METHOD/FORM"."""
         base = method.partition("/")[0]
         own = merged(merged(self.distill, self.distill_at.get(str(ipc), {})), self.methods.get(base, {}))
+        own = merged(own, self.methods_at.get(str(ipc), {}).get(base, {}))
         if method == "pace/multi":
             own |= self.formation
         return DistillConfig.model_validate(merged(own, self.methods.get(method, {})) | {"ipc": ipc})
@@ -147,6 +149,11 @@ GENTLE: Settings = {
     "time_matching": "coherent", "cf_weight": 0.0, "dm_weight": 1.0, "quantize": "round", "gradient_floor": 3.0,
     "learning_rate": 0.06, "iterations": 40, "real_batch": 48,
 }  # fmt: skip
+#: Real clips chosen by herding, stored small and binary; what is learned is the decoder, by ST-SM on spikes.
+DECODED: Settings = {
+    "init": "herding", "iterations": 0, "decoder": "learned", "decoder_width": 8, "beta": 0.0, "dm_weight": 0.0,
+    "formation_space": 2, "formation_digits": 8, "formation_gain": 3,
+}  # fmt: skip
 #: 1,176 / 288 recordings of 128 x 128 pixels in 11 classes: a stem of stride 4 first.
 _GESTURE_NET = {"stem_stride": 4, "channels": [32, 64, 64, 64], "norm_gain": 1.0}
 
@@ -193,12 +200,13 @@ STUDIES: dict[str, Study] = {
             networks_also=(), curve_points=0,  # every point is a test on 10,000
         ),
         _motion(
-            "motion-sim", "motion-sim (simulated): classes that differ in their motion alone, in pairs; 32 binary "
-            "clips of half the size in a sample, whatever the method",
+            "motion-sim", "motion-sim (simulated): classes that differ in their motion alone, in pairs; several "
+            "small clips in a sample, whatever the method: the formation in which real clips did best on tuning folds",
             grid={"1": _SMALL, "10": MAIN}, formation={},
-            distill=GENTLE | {"formation_space": 2, "formation_digits": 8, "formation_gain": 3},
-            # There are 250 recordings a class: 40 clips of full size, not 320 small ones.
-            distill_at={"10": {"formation_space": 1, "formation_digits": 4, "formation_gain": 2}},
+            distill=GENTLE | {"formation_space": 2, "formation_digits": 5, "formation_gain": 2},
+            # There are 250 recordings a class: 40 clips of full size, not 200 small ones.
+            distill_at={"10": {"formation_space": 1, "formation_digits": 4, "formation_gain": 1}},
+            methods={"pace": DECODED}, methods_at={"10": {"pace": {"formation_digits": 5, "formation_gain": 2}}},
         ),
         _motion(
             "motion-sim-single", "motion-sim (simulated), one clip a sample",
