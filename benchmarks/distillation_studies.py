@@ -51,7 +51,8 @@ class Study(BaseStudy):
             the training split. tuning_folds: how many folds are used for tuning.
         first_seed: of the reported sets; tuning has those from 0 on.
         distill: settings of DistillConfig, for all methods; distill_at: changes for an IPC; methods: for one method
-            alone; methods_at: of these, at an IPC. formation: clips in a sample of "pace/multi", which is reported apart.
+            alone; methods_at: of these, at an IPC. formation: clips in a sample of "pace/multi", which is
+            reported apart.
         evaluate: of EvaluationConfig; evaluate_at: changes for an IPC. full: of TrainConfig, for all data.
         networks_also: names of OTHER_NETWORKS for transfer; transferred: methods that are; other_networks: fresh ones
             a set; full_also: whether these are trained on all data too.
@@ -149,10 +150,9 @@ GENTLE: Settings = {
     "time_matching": "coherent", "cf_weight": 0.0, "dm_weight": 1.0, "quantize": "round", "gradient_floor": 3.0,
     "learning_rate": 0.06, "iterations": 40, "real_batch": 48,
 }  # fmt: skip
-#: Real clips chosen by herding, stored small and binary; what is learned is the decoder, by ST-SM on spikes.
+#: Real clips chosen by herding, stored small and coarse; what is learned is the decoder, by ST-SM on spikes.
 DECODED: Settings = {
     "init": "herding", "iterations": 0, "decoder": "learned", "decoder_width": 8, "beta": 0.0, "dm_weight": 0.0,
-    "formation_space": 2, "formation_digits": 8, "formation_gain": 3,
 }  # fmt: skip
 #: 1,176 / 288 recordings of 128 x 128 pixels in 11 classes: a stem of stride 4 first.
 _GESTURE_NET = {"stem_stride": 4, "channels": [32, 64, 64, 64], "norm_gain": 1.0}
@@ -206,7 +206,9 @@ STUDIES: dict[str, Study] = {
             distill=GENTLE | {"formation_space": 2, "formation_digits": 5, "formation_gain": 2},
             # There are 250 recordings a class: 40 clips of full size, not 200 small ones.
             distill_at={"10": {"formation_space": 1, "formation_digits": 4, "formation_gain": 1}},
-            methods={"pace": DECODED}, methods_at={"10": {"pace": {"formation_digits": 5, "formation_gain": 2}}},
+            # With a decoder the small ones are better there, too.
+            methods={"pace": DECODED},
+            methods_at={"10": {"pace": {"formation_space": 2, "formation_digits": 5, "formation_gain": 2}}},
         ),
         _motion(
             "motion-sim-single", "motion-sim (simulated), one clip a sample",
