@@ -152,7 +152,7 @@ GENTLE: Settings = {
 }  # fmt: skip
 #: Real clips chosen by herding, stored small and coarse; what is learned is the decoder, by ST-SM on spikes.
 DECODED: Settings = {
-    "init": "herding", "iterations": 0, "decoder": "learned", "decoder_width": 8, "beta": 0.0, "dm_weight": 0.0,
+    "init": "herding", "iterations": 0, "decoder": "learned", "beta": 0.0, "dm_weight": 0.0,
 }  # fmt: skip
 #: 1,176 / 288 recordings of 128 x 128 pixels in 11 classes: a stem of stride 4 first.
 _GESTURE_NET = {"stem_stride": 4, "channels": [32, 64, 64, 64], "norm_gain": 1.0}
