@@ -24,7 +24,7 @@ from snn_core.datasets import FrameDataset
 from snn_core.distillation.augment import views_of
 from snn_core.distillation.class_ranks import ClassRanks
 from snn_core.distillation.config import DistillConfig
-from snn_core.distillation.decoder import ClipDecoder, learn_decoder
+from snn_core.distillation.decoder import DECODER_BATCH, ClipDecoder, learn_decoder
 from snn_core.distillation.densify import choose_layers
 from snn_core.distillation.initial import initial_frames
 from snn_core.distillation.matching import MatchingLoss, MatchingTerms, group_by_class
@@ -239,6 +239,7 @@ class _Run:
 
         learn_decoder(
             self.decoder, self.dataset, self.formation, generator=generator, iterations=config.decoder_iterations,
+            batch_size=min(config.micro_batch or DECODER_BATCH, DECODER_BATCH),
             learning_rate=config.decoder_rate, paired_loss=paired_loss if config.decoder_matching else None,
             quiet=quiet, device=self.device,
         )  # fmt: skip

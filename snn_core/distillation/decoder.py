@@ -33,6 +33,8 @@ from snn_core.progress import progress
 Draw = Literal["probabilistic", "round"]
 #: Real clips [B, T, P, H, W] and whole counts drawn for the same clips (with gradient) -> scalar loss.
 PairedLoss = Callable[[Tensor, Tensor], Tensor]
+#: Real clips a step.
+DECODER_BATCH = 24
 _KERNEL = 3
 _CHUNK = 50  # clips a pass
 _TINY = 1e-6
@@ -114,7 +116,7 @@ def learn_decoder(
     *,
     generator: torch.Generator,
     iterations: int = 600,
-    batch_size: int = 24,
+    batch_size: int = DECODER_BATCH,
     learning_rate: float = 3e-3,
     paired_loss: PairedLoss | None = None,
     quiet: bool = False,

@@ -137,7 +137,7 @@ class DistilledDataset(FrameDataset):
         checksum = attributes.pop("checksum", None)
         try:
             provenance = Provenance.model_validate(attributes)
-            decoder = _decoder_of(weights, provenance)
+            decoder = _decoder_of(weights, provenance, frames.shape[2] if frames is not None and frames.ndim > 2 else 0)
             if frames is None or labels is None or checksum != frames_checksum(frames, labels, decoder):
                 raise CheckpointError(f"{path}: frames or labels are missing or changed (the checksum does not match)")
             return cls(frames, labels, provenance, decoder)
@@ -225,19 +225,26 @@ def _known(name: Any, version: Any) -> bool:
     return name == FORMAT and version in (PLAIN_VERSION, DECODER_VERSION)
 
 
-def _decoder_of(weights: dict[str, Tensor], provenance: Provenance) -> ClipDecoder | None:
-    """The decoder of these weights. Raises ArgumentError where they are none of the provenance's formation."""
+def _decoder_of(weights: dict[str, Tensor], provenance: Provenance, planes: int) -> ClipDecoder | None:
+    """The decoder of these weights, for frames of so many polarities.
+
+    Raises:
+        ArgumentError: weights that are none of such a decoder and of the provenance's formation, or not finite.
+    """
     if not weights:
         return None
     formation, config = Formation.of(provenance.config), provenance.config
     try:
-        width, planes = weights["first.weight"].shape[:2]
-        decoder = ClipDecoder(
-            planes, formation.space, formation.time, width=width, draw=config.get("decoder_draw", "probabilistic")
-        )
-        decoder.load_state_dict({name: value.float() for name, value in weights.items()})
+        width = len(weights["first.weight"])
+        with torch.device("meta"):  # no memory before the shapes are known to fit
+            decoder = ClipDecoder(
+                planes, formation.space, formation.time, width=width, draw=config.get("decoder_draw", "probabilistic")
+            )
+        decoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ArgumentError(f"decoder: these weights are not of a decoder of this formation: {error}") from error
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise ArgumentError("decoder: its weights are not finite")
     return decoder.requires_grad_(False)
 
 

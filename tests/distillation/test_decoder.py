@@ -197,11 +197,37 @@ def _other_shape(file: h5py.File) -> None:
     file["decoder/last.weight"] = torch.zeros(8, 5, 1, 1, 1).half().numpy()
 
 
+def _nan_weight(file: h5py.File) -> None:
+    file["decoder/first.bias"][0] = float("nan")
+
+
+def _huge_width(file: h5py.File) -> None:
+    del file["decoder/first.weight"]
+    file.create_dataset("decoder/first.weight", shape=(10**6, 0, 3, 3, 3), dtype="<f2")
+
+
+def _other_planes(file: h5py.File) -> None:
+    frames = file["frames"][:, :, :1]
+    del file["frames"]
+    file["frames"] = frames
+
+
 def _a_version_without(file: h5py.File) -> None:
     file.attrs["format_version"] = 1
 
 
-@pytest.mark.parametrize("change", [_change_a_weight, _drop_a_weight, _other_shape, _a_version_without])
+@pytest.mark.parametrize(
+    "change",
+    [
+        _change_a_weight,
+        _drop_a_weight,
+        _other_shape,
+        _nan_weight,
+        _huge_width,
+        _other_planes,
+        _a_version_without,
+    ],
+)
 def test_a_file_with_a_wrong_decoder_is_refused(tmp_path: Path, change):
     path = tmp_path / "p.h5"
     write_product(path, product())
