@@ -7,7 +7,10 @@ from typing import Any
 from readme_events import table
 
 #: Where a study compares more methods than README has room for; the others are in its JSON file.
-SHOWN = ("full", "pace", "pace/multi", "pace/amplitude-only", "herding", "dm/time-mean", "dm/time-mean-sdr", "random")
+SHOWN = (
+    "full", "pace", "pace/multi", "pace/amplitude-only", "pace/no-decoder-matching", "pace/no-decoder",
+    "herding", "dm/time-mean", "dm/time-mean-sdr", "random",
+)  # fmt: skip
 
 
 def distillation(result: dict[str, Any]) -> str:
