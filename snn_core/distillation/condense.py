@@ -294,10 +294,14 @@ class _Run:
         return self.features.views[view].apply(clips.transpose(0, 1))
 
     def _decoded(self, sheets: Tensor) -> Tensor:
-        """Clips as networks see them, with gradient."""
+        """Clips of the own classes as networks see them, with gradient."""
         if self.decoder is None:
             return self.formation.unfold(sheets)
-        return self.decoder.draw(self.decoder(self.formation.take_apart(sheets)), generator=self.generator)
+        clips = self.config.ipc * self.formation.clips
+        return self.decoder.draw(
+            self.decoder(self.formation.take_apart(sheets)), generator=self.generator,
+            rows_of=(self.ranks.start * clips, self.ranks.num_classes * clips),
+        )  # fmt: skip
 
     def _loss(self, real: list[Tensor], synthetic: list[Tensor]) -> tuple[Tensor, list[MatchingTerms]]:
         """The own classes' share of the loss, and the terms of each layer."""

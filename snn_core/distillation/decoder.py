@@ -78,10 +78,13 @@ class ClipDecoder(nn.Module):
         values = values.permute(0, 5, 1, 2, 6, 3, 7, 4).reshape(number, steps * n, self.planes, height * s, width * s)
         return F.softplus(values - _SHIFT)
 
-    def draw(self, rates: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Whole counts of at most 255 for ``rates``, with a straight-through gradient."""
+    def draw(self, rates: Tensor, *, generator: torch.Generator, rows_of: tuple[int, int] | None = None) -> Tensor:
+        """Whole counts of at most 255 for ``rates``, with a straight-through gradient.
+
+        ``rows_of``: as :func:`snn_core.distillation.probabilistic_quantize`.
+        """
         if self.how == "probabilistic":
-            return probabilistic_quantize(rates, MAX_LEVELS, generator=generator)
+            return probabilistic_quantize(rates, MAX_LEVELS, generator=generator, rows_of=rows_of)
         return rates + (rates.detach().round().clamp(max=MAX_LEVELS) - rates.detach())
 
     @torch.no_grad()

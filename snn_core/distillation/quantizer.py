@@ -37,7 +37,9 @@ class _ProbabilisticQuantize(torch.autograd.Function):
         return gradients[0] * inside, None, None
 
 
-def probabilistic_quantize(canvas: Tensor, levels: int, *, generator: torch.Generator) -> Tensor:
+def probabilistic_quantize(
+    canvas: Tensor, levels: int, *, generator: torch.Generator, rows_of: tuple[int, int] | None = None
+) -> Tensor:
     """Round every entry of ``canvas`` up with the probability of its fraction, else down; clamp to ``[0, levels]``.
 
     Args:
@@ -45,6 +47,8 @@ def probabilistic_quantize(canvas: Tensor, levels: int, *, generator: torch.Gene
         levels: N, the largest count, 1 to 255.
         generator: source of the Bernoulli draws. They are made on the generator's device and moved to the canvas's,
             so that a CPU generator gives the same draws whatever device computes.
+        rows_of: (first, all): ``canvas`` is the rows from ``first`` on of a larger one of ``all`` rows, and gets the
+            draws that they would get there. None: it stands alone.
 
     Returns:
         Tensor of ``canvas``'s shape and dtype holding integers in ``[0, levels]``. Its gradient with respect to
@@ -54,7 +58,12 @@ def probabilistic_quantize(canvas: Tensor, levels: int, *, generator: torch.Gene
         ArgumentError: ``levels`` outside 1 to 255, or a canvas that is not floating point.
     """
     _check(canvas, levels)
-    uniform = torch.rand(canvas.shape, generator=generator, device=generator.device).to(canvas.device)
+    first, rows = rows_of or (0, len(canvas) if canvas.ndim else 0)
+    shape = (rows, *canvas.shape[1:]) if canvas.ndim else ()
+    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    if canvas.ndim:
+        uniform = uniform[first : first + len(canvas)]
+    uniform = uniform.to(canvas.device)
     result = _ProbabilisticQuantize.apply(canvas, uniform, levels)
     assert isinstance(result, Tensor)
     return result

@@ -5,6 +5,8 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 
 from snn_core.distillation import (
     ClipDecoder,
@@ -18,6 +20,7 @@ from snn_core.distillation import (
 )
 from snn_core.distillation.methods.matched import MatchedMethod
 from snn_core.errors import ArgumentError, CheckpointError
+from snn_core.seeding import seeded
 from tests.distillation.conftest import make_bars, make_config, make_pool
 from tests.distillation.test_product import change_product
 
@@ -31,7 +34,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize(("space", "time"), [(1, 1), (2, 1), (3, 2)])
 def test_every_code_cell_moves_its_own_frame_cells_most(space, time):
-    decoder = ClipDecoder(2, space, time, width=3)
+    with seeded(0):
+        decoder = ClipDecoder(2, space, time, width=8)
     codes = torch.zeros(2, 3, 2, 4, 5)
     rates = decoder(codes)
     assert rates.shape == (2, 3 * time, 2, 4 * space, 5 * space)
@@ -69,8 +73,7 @@ def test_codes_are_what_is_stored_of_each_clip():
 
 def test_learning_finds_the_mean_count_given_the_code():
     data, formation = make_bars(per_class=20), Formation(space=2, digits=8, gain=3)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         decoder = ClipDecoder(2, 2, width=8)
     losses = learn_decoder(decoder, data, formation, generator=generator(), iterations=150, quiet=True)
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
@@ -119,6 +122,28 @@ def test_distilling_with_a_decoder_is_repeatable_and_resumes(tmp_path, matching)
     assert resumed.frames.equal(whole.frames)
     assert resumed.decoder is not None
     assert resumed.decoder.first.weight.equal(whole.decoder.first.weight)
+
+
+def _process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    config = make_config(**LEARNED, iterations=2)
+    result = distill(make_bars(per_class=32), make_pool(), config, seed=3, quiet=True)
+    assert result.decoder is not None
+    torch.save([result.canvas, result.decoder.state_dict()], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_one_decoder(tmp_path):
+    # forked: a fresh interpreter would need seconds to import torch
+    multiprocessing.start_processes(_process, (str(tmp_path),), nprocs=2, start_method="fork")
+    one = distill(make_bars(per_class=32), make_pool(), make_config(**LEARNED, iterations=2), seed=3, quiet=True)
+    assert one.decoder is not None
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in one.decoder.state_dict().items():
+        assert torch.equal(results[0][1][name], results[1][1][name])
+        torch.testing.assert_close(results[0][1][name], value, rtol=1e-2, atol=1e-2)
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][0], one.canvas, rtol=1e-2, atol=1e-2)
 
 
 def test_the_loss_changes_what_the_decoder_learns():
